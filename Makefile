@@ -1,0 +1,91 @@
+# Signet's build, in one file. `make help` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN      := $(CURDIR)/bin
+FUZZTIME ?= 30s
+IMAGE    ?= signet:dev
+RACE     := -race
+# One test binary at a time may take both cores; the control planes need them too.
+GOTEST   := go test $(RACE) -timeout 30m
+
+# The programs that tests start. They say so when one is missing.
+export SIGNET_KUBE        := $(BIN)/kube
+export SIGNET_PILOT_AGENT := $(BIN)/pilot-agent
+
+say = @printf '\n== %s (%s)\n' '$(1)' "$$(date +%H:%M:%S)"
+
+.PHONY: help build bin kube pilot-agent race gcc demo test unit controlplane e2e istio lint fuzz bench image clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/signet
+	$(call say,building signet)
+	go build -trimpath -o $(BIN)/signet ./cmd/signet
+
+bin: build kube pilot-agent ## build everything that the demo runs: signet, the control plane, Istio's agent
+
+kube:
+	$(call say,building etcd + kube-apiserver + cert-manager: minutes the first time)
+	test/kube/build.sh $(BIN)/kube
+
+pilot-agent:
+	$(call say,building pilot-agent of istio.io/istio)
+	cd test/istio && go build -trimpath -o $(BIN)/pilot-agent ./cmd/pilot-agent
+
+race: gcc
+	$(call say,building signet with the race detector)
+	go build $(RACE) -o $(BIN)/signet-race ./cmd/signet
+
+# The race detector links with a C compiler; nothing else of the project needs one.
+gcc:
+	@command -v gcc >/dev/null || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev; }
+
+demo: bin ## a real mesh in miniature, live; ONCE=1 ends after every workload has renewed once
+	$(call say,starting the demo)
+	cd test && go build -o $(BIN)/demo ./demo
+	exec $(BIN)/demo $(if $(ONCE),--once) $(if $(DEMO_DIR),--dir $(DEMO_DIR))
+
+test: bin race unit controlplane e2e istio ## run all tests, with the race detector
+	$(call say,all tests passed)
+
+unit: gcc
+	$(call say,unit tests)
+	$(GOTEST) ./...
+
+controlplane: bin race
+	$(call say,tests on the control plane and with pilot-agent)
+	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 1 $$(go list ./... | grep -v -e /e2e -e /bench -e /demo)
+
+e2e: bin race ## only the tests that drive a running Signet
+	$(call say,tests that drive a running Signet)
+	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v ./e2e
+
+istio: bin race
+	$(call say,tests with the clients of istio.io/istio in process)
+	cd test/istio && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v ./...
+
+lint: ## gofmt and go vet, in all modules
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	@for module in . test test/kube test/istio; do echo "go vet in $$module"; (cd $$module && go vet ./...); done
+
+fuzz: ## run each fuzz target for FUZZTIME (30s)
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			printf '\n== %s %s\n' $$package $$target; \
+			go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+bench: bin ## measure Signet against bare CertificateRequests, in one run
+	$(call say,benchmarks)
+	cd test && go run ./bench
+
+image: ## build the container image IMAGE (signet:dev)
+	docker build -t $(IMAGE) .
+
+clean: ## remove what was built
+	rm -rf $(BIN)

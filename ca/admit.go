@@ -1,0 +1,66 @@
+package ca
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"golang.org/x/time/rate"
+	lru "k8s.io/apimachinery/pkg/util/cache"
+)
+
+// admission lets authenticated callers through to the signer: within their budgets of certificates
+// per minute, and then fairly, one slot each. Safe for concurrent use.
+type admission struct {
+	cfg     AdmissionConfig
+	queue   *queue
+	budgets *lru.LRUExpireCache // of *rate.Limiter, by caller and by namespace
+}
+
+// budgetEntries bounds the budgets that are remembered; one that was not used for budgetIdle is full
+// again and need not be.
+const (
+	budgetEntries = 50_000
+	budgetIdle    = 2 * time.Minute
+)
+
+func newAdmission(cfg AdmissionConfig) *admission {
+	cfg = cfg.withDefaults()
+	return &admission{
+		cfg:     cfg,
+		queue:   newQueue(cfg.InFlight, cfg.InFlightPerCaller, cfg.QueueLength),
+		budgets: lru.NewLRUExpireCache(budgetEntries),
+	}
+}
+
+// admit waits for the caller's turn. The slot is given back by release, when the request has ended at
+// the issuer too.
+func (a *admission) admit(ctx context.Context, caller *Caller) (release func(), err error) {
+	if !a.within("caller:"+caller.key(), a.cfg.PerCallerPerMinute) {
+		return nil, kindBudget.because("caller %s asks for more than %d certificates a minute (admission.perCallerPerMinute)", caller.ID, a.cfg.PerCallerPerMinute)
+	}
+	if !a.within("namespace:"+caller.Namespace, a.cfg.PerNamespacePerMinute) {
+		return nil, kindBudget.because("namespace %s asks for more than %d certificates a minute (admission.perNamespacePerMinute)", caller.Namespace, a.cfg.PerNamespacePerMinute)
+	}
+	waiting, cancel := context.WithTimeout(ctx, a.cfg.QueueTime.Or(0))
+	defer cancel()
+	release, err = a.queue.acquire(waiting, caller.Namespace, caller.key())
+	switch {
+	case err == nil:
+		return release, nil
+	case errors.Is(err, context.Canceled):
+		return nil, kindCanceled.because("wait for a turn: %w", err)
+	}
+	return nil, kindOverloaded.because("wait for a turn: %w", err)
+}
+
+// within takes one certificate from a budget, if it isn't used up.
+func (a *admission) within(key string, perMinute int) bool {
+	budget, ok := a.budgets.Get(key)
+	if !ok {
+		budget = rate.NewLimiter(rate.Limit(float64(perMinute)/60), perMinute)
+	}
+	// Kept for another while. Two first requests at once may each bring a budget: one of them stays.
+	a.budgets.Add(key, budget, budgetIdle)
+	return budget.(*rate.Limiter).Allow()
+}

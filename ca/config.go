@@ -1,0 +1,152 @@
+package ca
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/setting"
+	"github.com/signet-ca/signet/signer"
+)
+
+// Config is how callers are let in and what they may ask for.
+type Config struct {
+	// Listen is the address of the gRPC endpoint. Default :6443.
+	Listen string `json:"listen,omitempty"`
+	// ClusterAliases are further names of the local cluster in the callers' clusterid header.
+	ClusterAliases []string `json:"clusterAliases,omitempty"`
+	// Token is how service account tokens are reviewed.
+	Token TokenConfig `json:"token,omitempty"`
+	// Lifetime bounds the lifetimes that callers may ask for.
+	Lifetime LifetimeConfig `json:"lifetime,omitempty"`
+	// Keys are the kinds of keys that are certified: RSA (2048 to 8192 bits), ECDSA-P256, ECDSA-P384
+	// and Ed25519. Default all but Ed25519.
+	Keys []string `json:"keys,omitempty"`
+	// Admission bounds what is taken on at once.
+	Admission AdmissionConfig `json:"admission,omitempty"`
+	// RequestTimeout bounds one request from its arrival to its answer, because Istio's clients set no
+	// deadline (R12). Default 25s; it should be longer than signer.timeout.
+	RequestTimeout setting.Duration `json:"requestTimeout,omitempty"`
+
+	// TrustDomain, ClusterID and Usages are those of the whole configuration.
+	TrustDomain spiffeid.TrustDomain `json:"-"`
+	ClusterID   string               `json:"-"`
+	Usages      signer.Usages        `json:"-"`
+	// ShutdownDelay is how long new connections are still accepted after Signet has said that it
+	// isn't ready any more (R13); DrainTimeout how long requests under way may then take.
+	ShutdownDelay time.Duration `json:"-"`
+	DrainTimeout  time.Duration `json:"-"`
+}
+
+// LifetimeConfig bounds lifetimes (R33).
+type LifetimeConfig struct {
+	// Default is what a caller gets that asks for none, or for 0 or less. Default 24h.
+	Default setting.Duration `json:"default,omitempty"`
+	// Max is what a caller gets that asks for more. No certificate that lives longer leaves Signet.
+	// Default 24h.
+	Max setting.Duration `json:"max,omitempty"`
+	// Min is the floor: asking for less is refused. Default 1m.
+	Min setting.Duration `json:"min,omitempty"`
+}
+
+func (c LifetimeConfig) withDefaults() LifetimeConfig {
+	c.Max = setting.DurationOf(c.Max.Or(24 * time.Hour))
+	c.Default = setting.DurationOf(c.Default.Or(min(24*time.Hour, c.Max.Or(0))))
+	c.Min = setting.DurationOf(c.Min.Or(min(time.Minute, c.Max.Or(0))))
+	return c
+}
+
+// grant is the lifetime for a caller that asked for seconds.
+func (c LifetimeConfig) grant(seconds int64) (time.Duration, error) {
+	c = c.withDefaults()
+	least, most := c.Min.Or(0), c.Max.Or(0)
+	switch {
+	case seconds <= 0:
+		return c.Default.Or(0), nil
+	case seconds >= int64(most/time.Second): // compared as seconds, which can't overflow
+		return most, nil
+	case time.Duration(seconds)*time.Second < least:
+		return 0, kindLifetime.saying("%ds; the least is %s", seconds, least)
+	}
+	return time.Duration(seconds) * time.Second, nil
+}
+
+// AdmissionConfig bounds what is taken on at once, so that one caller can't keep others waiting.
+type AdmissionConfig struct {
+	// InFlight is how many requests may be with the issuer at once. Default 64.
+	InFlight int `json:"inFlight,omitempty"`
+	// InFlightPerCaller is how many of them may be one caller's: a pod's, or a token's that is bound to
+	// no pod. One whose caller has left counts until it ends. Default 16.
+	InFlightPerCaller int `json:"inFlightPerCaller,omitempty"`
+	// QueueTime is how long a request may wait for its turn; one whose turn would come later is turned
+	// away at once. Default 10s.
+	QueueTime setting.Duration `json:"queueTime,omitempty"`
+	// QueueLength is how many requests may wait. Default 10000.
+	QueueLength int `json:"queueLength,omitempty"`
+	// PerCallerPerMinute is how many certificates one caller may ask for in a minute. Default 600.
+	PerCallerPerMinute int `json:"perCallerPerMinute,omitempty"`
+	// PerNamespacePerMinute is how many the callers of one namespace may ask for together. Default
+	// 30000.
+	PerNamespacePerMinute int `json:"perNamespacePerMinute,omitempty"`
+	// Connections is how many connections may be open at once. Clients keep theirs. Default 20000.
+	Connections int `json:"connections,omitempty"`
+}
+
+func (c AdmissionConfig) withDefaults() AdmissionConfig {
+	c.InFlight = orDefault(c.InFlight, 64)
+	c.InFlightPerCaller = orDefault(c.InFlightPerCaller, 16)
+	c.QueueTime = setting.DurationOf(c.QueueTime.Or(10 * time.Second))
+	c.QueueLength = orDefault(c.QueueLength, 10_000)
+	c.PerCallerPerMinute = orDefault(c.PerCallerPerMinute, 600)
+	c.PerNamespacePerMinute = orDefault(c.PerNamespacePerMinute, 30_000)
+	c.Connections = orDefault(c.Connections, 20_000)
+	return c
+}
+
+// Validate reports what is wrong with c.
+func (c Config) Validate(p setting.Problems) {
+	for _, key := range c.Keys {
+		if !slices.Contains(allKeys, key) {
+			p.Addf("keys", "%q is no kind of key; they are %s", key, strings.Join(allKeys, ", "))
+		}
+	}
+	c.Token.Validate(p.At("token"))
+	p.Duration("requestTimeout", c.RequestTimeout, time.Second, 5*time.Minute)
+
+	const longest = 10 * 365 * 24 * time.Hour
+	lifetime, at := c.Lifetime.withDefaults(), p.At("lifetime")
+	at.Duration("default", c.Lifetime.Default, time.Second, longest)
+	at.Duration("max", c.Lifetime.Max, time.Second, longest)
+	at.Duration("min", c.Lifetime.Min, time.Second, longest)
+	if lifetime.Default.Or(0) > lifetime.Max.Or(0) {
+		at.Addf("default", "%s is above lifetime.max, %s; it must not be", lifetime.Default.Or(0), lifetime.Max.Or(0))
+	}
+	if lifetime.Min.Or(0) > lifetime.Default.Or(0) {
+		at.Addf("min", "%s is above lifetime.default, %s; it must not be", lifetime.Min.Or(0), lifetime.Default.Or(0))
+	}
+
+	at = p.At("admission")
+	at.Count("inFlight", c.Admission.InFlight, 1, 10_000)
+	at.Count("inFlightPerCaller", c.Admission.InFlightPerCaller, 1, 10_000)
+	at.Duration("queueTime", c.Admission.QueueTime, time.Millisecond, time.Minute)
+	at.Count("queueLength", c.Admission.QueueLength, 1, 1_000_000)
+	at.Count("perCallerPerMinute", c.Admission.PerCallerPerMinute, 1, 1_000_000)
+	at.Count("perNamespacePerMinute", c.Admission.PerNamespacePerMinute, 1, 10_000_000)
+	at.Count("connections", c.Admission.Connections, 1, 1_000_000)
+}
+
+func (c Config) clusterID() string {
+	if c.ClusterID == "" {
+		return "Kubernetes"
+	}
+	return c.ClusterID
+}
+
+func (c Config) keys() []string {
+	if len(c.Keys) == 0 {
+		return []string{keyRSA, keyP256, keyP384}
+	}
+	return c.Keys
+}

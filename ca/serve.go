@@ -1,0 +1,124 @@
+package ca
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+)
+
+const (
+	// maxMessageBytes bounds a request: a CSR and a little metadata.
+	maxMessageBytes = 32 << 10
+	// maxHeaderBytes bounds a request's headers: a token and a little more.
+	maxHeaderBytes = 32 << 10
+	// handshakeTimeout bounds a connection until it can carry requests.
+	handshakeTimeout = 10 * time.Second
+)
+
+// Endpoint serves a [Server] over TLS, with gRPC health and reflection.
+type Endpoint struct {
+	server      *Server
+	certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)
+}
+
+// NewEndpoint serves server with the certificate that certificate returns for each handshake, so that
+// it can be renewed without dropping a connection (R6).
+func NewEndpoint(server *Server, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *Endpoint {
+	return &Endpoint{server: server, certificate: certificate}
+}
+
+// NeedLeaderElection says that every replica serves.
+func (e *Endpoint) NeedLeaderElection() bool { return false }
+
+// Start listens and serves until ctx ends. Then it says that it isn't ready, goes on accepting for the
+// shutdown delay, lets the requests under way finish within the drain time (R13), and returns.
+func (e *Endpoint) Start(ctx context.Context) error {
+	s := e.server
+	address := s.cfg.Listen
+	if address == "" {
+		address = ":6443"
+	}
+	var listen net.ListenConfig
+	listener, err := listen.Listen(ctx, "tcp", address)
+	if err != nil {
+		return fmt.Errorf("listen for certificate requests: %w", err)
+	}
+	listening := listener.Addr()
+
+	checks := health.NewServer()
+	server := e.grpcServer()
+	server.RegisterService(s.serviceDesc(), nil)
+	healthgrpc.RegisterHealthServer(server, checks)
+	reflection.Register(server)
+
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(netutil.LimitListener(listener, s.admission.cfg.Connections)) }()
+	s.listener.Store(&listening)
+	s.log.Info("listening", "endpoint", "csr", "address", listening.String())
+
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve certificate requests on %s: %w", listening, err)
+	case <-ctx.Done():
+	}
+	s.stopping.Store(true)
+	checks.Shutdown()
+	s.log.Info("stopping: not ready any more, still accepting", "for", s.cfg.ShutdownDelay)
+	select {
+	case <-time.After(s.cfg.ShutdownDelay):
+	case err := <-served:
+		return fmt.Errorf("serve certificate requests on %s: %w", listening, err)
+	}
+
+	drain := time.AfterFunc(s.cfg.DrainTimeout, func() {
+		s.log.Warn("requests are still under way, closing their connections", "after", s.cfg.DrainTimeout)
+		server.Stop()
+	})
+	server.GracefulStop()
+	drain.Stop()
+	if err := <-served; err != nil {
+		return fmt.Errorf("serve certificate requests on %s: %w", listening, err)
+	}
+	return nil
+}
+
+// grpcServer sets the bounds of connections and messages, and the keepalive that Istio's clients need.
+func (e *Endpoint) grpcServer() *grpc.Server {
+	cfg := e.server.cfg
+	return grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(&tls.Config{
+			MinVersion:     tls.VersionTLS12,
+			NextProtos:     []string{"h2"}, // R1
+			GetCertificate: e.certificate,
+			CipherSuites: []uint16{ // of TLS 1.2 (R2); those of 1.3 are fixed
+				tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+				tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+				tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+			},
+		})),
+		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxConcurrentStreams(256),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		// R10: both kinds of clients ping every 30s while a request is pending.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		// R11: clients keep one connection for life, so that replicas would never share the load; gRPC
+		// spreads the age by a tenth. The grace is longer than any request.
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time:                  30 * time.Second,
+			Timeout:               10 * time.Second,
+			MaxConnectionAge:      30 * time.Minute,
+			MaxConnectionAgeGrace: cfg.RequestTimeout.Or(25*time.Second) + 10*time.Second,
+		}),
+	)
+}

@@ -1,0 +1,331 @@
+// Package ca is the endpoint that the mesh asks for certificates: Istio's own gRPC protocol
+// (istio.v1.auth.IstioCertificateService, security/v1alpha1/ca.proto of istio.io/api).
+//
+// It promises: nobody gets an identity that isn't theirs; every request ends within a bounded time,
+// with a certificate or with a refusal whose gRPC code fits the caller's next move; what is refused
+// costs little and changes nothing.
+//
+// Its words: a [Caller] is who asks, as proven; an identity is the SPIFFE ID that a certificate
+// names; a refusal is one of a closed set of reasons; a slot is the right to be with the issuer.
+package ca
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+	istioca "istio.io/api/security/v1alpha1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/signer"
+)
+
+// Signer turns an authorised request into a verified chain; see [signer.Signer.Sign].
+type Signer interface {
+	Sign(ctx context.Context, req signer.Request) (*signer.Chain, error)
+}
+
+// Server answers CreateCertificate. Safe for concurrent use.
+type Server struct {
+	cfg       Config
+	authn     Authenticator
+	signer    Signer
+	policy    csrPolicy
+	admission *admission
+	log       *slog.Logger
+	refusals  *rate.Limiter // of log lines about refusals
+	muted     atomic.Int64  // refusals without a line of their own since the last one
+	metrics   *metrics
+	listener  atomic.Pointer[net.Addr]
+	stopping  atomic.Bool
+}
+
+// New makes a Server that authenticates with service account tokens, reviewed through reviews.
+func New(cfg Config, reviews client.Client, sign Signer, log *slog.Logger, reg prometheus.Registerer) *Server {
+	m := newMetrics(reg)
+	reviewer := newReviewer(cfg, reviews, m)
+	s := &Server{
+		cfg:       cfg,
+		authn:     reviewer,
+		signer:    sign,
+		policy:    csrPolicy{keys: cfg.keys(), usages: cfg.Usages},
+		admission: newAdmission(cfg.Admission),
+		log:       log,
+		refusals:  rate.NewLimiter(20, 200),
+		metrics:   m,
+	}
+	watchQueue(reg, "review", reviewer.queue)
+	watchQueue(reg, "sign", s.admission.queue)
+	return s
+}
+
+// serviceDesc describes IstioCertificateService with CreateCertificate as a stream of one message
+// each way, which is the same on the wire. A unary handler would see a request only after gRPC has
+// read and refused an oversized one with ResourceExhausted, which clients would send again; this one
+// reads the message itself, after it has seen a token.
+func (s *Server) serviceDesc() *grpc.ServiceDesc {
+	return &grpc.ServiceDesc{
+		ServiceName: "istio.v1.auth.IstioCertificateService",
+		Streams:     []grpc.StreamDesc{{StreamName: "CreateCertificate", Handler: s.createCertificate}},
+		Metadata:    "security/v1alpha1/ca.proto",
+	}
+}
+
+// exchange is one request on its way: what is known of it so far, for its one line in the log.
+type exchange struct {
+	address  string
+	agent    string // the client's user-agent
+	caller   *Caller
+	lifetime time.Duration
+	chain    *signer.Chain
+}
+
+// createCertificate answers one request, and counts and logs its outcome.
+func (s *Server) createCertificate(_ any, stream grpc.ServerStream) (err error) {
+	began := time.Now()
+	s.metrics.inFlight.Inc()
+	defer s.metrics.inFlight.Dec()
+	ctx, cancel := context.WithTimeout(stream.Context(), s.cfg.RequestTimeout.Or(25*time.Second))
+	defer cancel()
+
+	var x exchange
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.log.Error("panic while a request was answered", "cause", cause, "stack", string(debug.Stack()))
+			err = kindInternal.because("panic: %v", cause)
+		}
+		err = s.finish(&x, began, err)
+	}()
+	response, err := s.handle(ctx, stream, &x)
+	if err != nil {
+		return err
+	}
+	if err := stream.SendMsg(response); err != nil {
+		return kindCanceled.because("send the answer: %w", err)
+	}
+	return nil
+}
+
+// handle is the way of one request; each step refuses or goes on.
+func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchange) (*istioca.IstioCertificateResponse, error) {
+	md, _ := metadata.FromIncomingContext(ctx)
+	x.agent = strings.Join(md.Get("user-agent"), " ")
+	x.address = peerAddress(ctx)
+
+	// 1. What costs nothing: a token of the right shape, a message of bounded size, a CSR that parses.
+	token, err := bearerToken(md)
+	if err != nil {
+		return nil, err
+	}
+	var request istioca.IstioCertificateRequest
+	if err := stream.RecvMsg(&request); err != nil {
+		return nil, receiveRefusal(err)
+	}
+	csr, err := parseCSR(request.GetCsr())
+	if err != nil {
+		return nil, err
+	}
+
+	// 2. Who calls.
+	step := time.Now()
+	x.caller, err = s.authn.Authenticate(ctx, Credentials{Token: token, Cluster: clusterID(md), Address: x.address})
+	s.metrics.observe("authenticate", step)
+	if err != nil {
+		return nil, err
+	}
+
+	// 3. Whether the caller may have the identity it asks for.
+	step = time.Now()
+	id := x.caller.ID
+	if err := authorise(request.GetMetadata(), x.caller); err != nil {
+		return nil, err
+	}
+	if other := otherIdentity(csr, id); !other.IsZero() {
+		return nil, kindIdentity.because("the CSR asks for %s, the caller is %s", other, id)
+	}
+
+	// 4. Whether the CSR is one that may be signed, and for how long.
+	if err := s.policy.check(csr, id); err != nil {
+		return nil, err
+	}
+	if x.lifetime, err = s.cfg.Lifetime.grant(request.GetValidityDuration()); err != nil {
+		return nil, err
+	}
+	s.metrics.observe("check", step)
+
+	// 5. Whether it is the caller's turn.
+	step = time.Now()
+	release, err := s.admission.admit(ctx, x.caller)
+	s.metrics.observe("queue", step)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+
+	// 6. Sign. A caller that leaves now doesn't end it: the CertificateRequest exists, others may wait
+	// for the same one, and the slot is taken until the issuer is done with it.
+	step = time.Now()
+	deadline, _ := ctx.Deadline()
+	signing, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	defer cancel()
+	x.chain, err = s.signer.Sign(signing, signer.Request{
+		CSR:         csr,
+		Names:       signer.IdentityNames(id),
+		Usages:      s.cfg.Usages,
+		Lifetime:    x.lifetime,
+		MaxLifetime: s.cfg.Lifetime.withDefaults().Max.Or(0),
+		For:         signer.ForWorkload,
+		Annotations: annotations(x.caller),
+	})
+	s.metrics.observe("sign", step)
+	if err != nil {
+		return nil, err
+	}
+
+	// 7. Answer: leaf, intermediates, and all anchors as the last element (ca.proto; R39 to R41).
+	return &istioca.IstioCertificateResponse{CertChain: append(x.chain.PEM(), x.chain.Anchors.PEM())}, nil
+}
+
+// Keys of a request's metadata that Istio's clients send (R14: others are passed over).
+const (
+	keyImpersonated = "ImpersonatedIdentity"
+	keyCertSigner   = "CertSigner"
+)
+
+// authorise decides whether the caller may ask as it does. Node proxies that ask for the pods beside
+// them are not served yet, so that an identity asked for must be the caller's own (R25).
+func authorise(md *structpb.Struct, caller *Caller) error {
+	impersonated, err := metadataText(md, keyImpersonated)
+	if err != nil {
+		return err
+	}
+	if impersonated != "" && impersonated != caller.ID.String() {
+		return kindIdentity.because("%s may not ask for %q", caller.ID, impersonated)
+	}
+	certSigner, err := metadataText(md, keyCertSigner)
+	if err != nil {
+		return err
+	}
+	if certSigner != "" {
+		return kindCertSigner.because("%s asks for signer %q; none is offered by name", caller.ID, certSigner)
+	}
+	return nil
+}
+
+// metadataText is a value of the request's metadata, "" where there is none.
+func metadataText(md *structpb.Struct, key string) (string, error) {
+	value, ok := md.GetFields()[key]
+	if !ok {
+		return "", nil
+	}
+	switch v := value.GetKind().(type) {
+	case *structpb.Value_StringValue:
+		return v.StringValue, nil
+	case *structpb.Value_NullValue, nil:
+		return "", nil
+	}
+	return "", kindMalformed.saying("metadata %s must be a string", key)
+}
+
+// annotations say for whom a CertificateRequest is, to approvers and to people.
+func annotations(caller *Caller) map[string]string {
+	a := map[string]string{
+		signer.IdentitiesAnnotation: caller.ID.String(),
+		"signet.dev/caller":         caller.Namespace + "/" + caller.ServiceAccount,
+	}
+	if caller.PodName != "" {
+		a["signet.dev/pod"] = caller.PodName
+		a["signet.dev/pod-uid"] = caller.PodUID
+	}
+	if caller.NodeName != "" {
+		a["signet.dev/node"] = caller.NodeName
+	}
+	return a
+}
+
+// receiveRefusal turns what gRPC says of a message that it didn't take into a refusal.
+func receiveRefusal(err error) error {
+	switch status.Code(err) {
+	case codes.ResourceExhausted: // larger than maxMessageBytes; nothing of it was kept
+		return kindTooLarge.saying("at most %d bytes are allowed", maxMessageBytes)
+	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
+		return kindCanceled.because("receive the request: %w", err)
+	}
+	return kindMalformed.because("receive the request: %w", err)
+}
+
+// finish counts and logs the outcome, and is what the caller gets.
+func (s *Server) finish(x *exchange, began time.Time, err error) error {
+	took := time.Since(began)
+	facts := []any{"address", x.address, "agent", x.agent, "took_seconds", took.Seconds()}
+	if x.caller != nil {
+		facts = append(facts, "caller", x.caller.ID.String(), "pod", x.caller.PodName, "node", x.caller.NodeName)
+	}
+	if x.chain != nil {
+		leaf := x.chain.Leaf
+		facts = append(facts, "serial", fmt.Sprintf("%x", leaf.SerialNumber), "not_before", leaf.NotBefore, "not_after", leaf.NotAfter,
+			"lifetime_seconds", x.chain.Lifetime().Seconds(), "request", x.chain.Request.Name)
+	}
+	if err == nil {
+		s.metrics.requests.WithLabelValues(outcomeIssued, "", codes.OK.String()).Inc()
+		s.metrics.duration.WithLabelValues(outcomeIssued).Observe(took.Seconds())
+		s.metrics.lifetime.Observe(x.chain.Lifetime().Seconds())
+		s.log.Info("certificate issued", facts...)
+		return nil
+	}
+	r := refuse(err)
+	s.metrics.requests.WithLabelValues(outcomeRefused, r.reason, r.code.String()).Inc()
+	s.metrics.duration.WithLabelValues(outcomeRefused).Observe(took.Seconds())
+	if !s.refusals.Allow() { // a flood of junk must not fill the log
+		s.muted.Add(1)
+		return r
+	}
+	level := slog.LevelInfo
+	switch r.kind {
+	case kindInternal, kindUntrusted:
+		level = slog.LevelError
+	case kindReviewFailed, kindFailed, kindNotReady, kindTimeout, kindOverloaded:
+		level = slog.LevelWarn
+	}
+	s.log.Log(context.Background(), level, "certificate refused", append(facts, "reason", r.reason, "code", r.code.String(),
+		"err", r.cause, "unlogged_before", s.muted.Swap(0))...)
+	return r
+}
+
+func peerAddress(ctx context.Context) string {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	host, _, err := net.SplitHostPort(p.Addr.String())
+	if err != nil {
+		return p.Addr.String()
+	}
+	return host
+}
+
+// Ready says whether the listener is open and the server isn't stopping; the text is for people.
+func (s *Server) Ready() (string, error) {
+	address := s.listener.Load()
+	switch {
+	case s.stopping.Load():
+		return "", errors.New("the server is stopping")
+	case address == nil:
+		return "", errors.New("the listener is not open yet")
+	}
+	return (*address).String(), nil
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/issuer"
+)
+
+// right is one thing that Signet must be allowed to do.
+type right struct {
+	group, resource, name, namespace string
+	verbs                            []string
+}
+
+// rights are all that cfg needs, and why.
+func rights(cfg Config) []right {
+	list := []right{
+		// Callers are authenticated by review of their tokens.
+		{group: "authentication.k8s.io", resource: "tokenreviews", verbs: []string{"create"}},
+		// Certificates are signed by way of CertificateRequests, which are watched, met again and swept.
+		{group: "cert-manager.io", resource: "certificaterequests", namespace: cfg.Namespace, verbs: []string{"create", "get", "list", "watch", "delete"}},
+		// One replica sweeps.
+		{group: "coordination.k8s.io", resource: "leases", namespace: cfg.Namespace, verbs: []string{"create"}},
+		{group: "coordination.k8s.io", resource: "leases", name: leaseName, namespace: cfg.Namespace, verbs: []string{"get", "update"}},
+	}
+	// The issuer's own condition is shown in readiness.
+	if cfg.Issuer.Group == issuer.CertManagerGroup {
+		look := right{group: issuer.CertManagerGroup, resource: "issuers", name: cfg.Issuer.Name, namespace: cfg.Namespace, verbs: []string{"get", "list", "watch"}}
+		if cfg.Issuer.Kind == "ClusterIssuer" {
+			look.resource, look.namespace = "clusterissuers", ""
+		}
+		list = append(list, look)
+	}
+	// Trust anchors.
+	if cfg.Roots.Secret != nil {
+		list = append(list, right{resource: "secrets", name: cfg.Roots.Secret.Name, namespace: cfg.Namespace, verbs: []string{"get"}})
+	}
+	if cfg.Roots.FromIssuer {
+		list = append(list,
+			right{resource: "configmaps", name: issuer.FirstUseConfigMap, namespace: cfg.Namespace, verbs: []string{"get"}},
+			right{resource: "configmaps", namespace: cfg.Namespace, verbs: []string{"create"}})
+	}
+	return list
+}
+
+// errMissingRights says that the service account may not do what Signet needs.
+var errMissingRights = errors.New("missing rights")
+
+// checkAccess asks the API server who we are and whether we have all rights. The error names every
+// right that is missing.
+func checkAccess(ctx context.Context, c client.Client, cfg Config) (username string, err error) {
+	var self authenticationv1.SelfSubjectReview
+	if err := c.Create(ctx, &self); err != nil {
+		return "", fmt.Errorf("ask the API server who we are: %w", err)
+	}
+	username = self.Status.UserInfo.Username
+	var missing []error
+	for _, r := range rights(cfg) {
+		for _, verb := range r.verbs {
+			review := authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
+				ResourceAttributes: &authorizationv1.ResourceAttributes{
+					Group: r.group, Resource: r.resource, Name: r.name, Namespace: r.namespace, Verb: verb,
+				},
+			}}
+			if err := c.Create(ctx, &review); err != nil {
+				return "", fmt.Errorf("ask the API server for our rights: %w", err)
+			}
+			if !review.Status.Allowed {
+				missing = append(missing, fmt.Errorf("%s may not %s; grant it with a Role or ClusterRole", username, r.describe(verb)))
+			}
+		}
+	}
+	if len(missing) > 0 {
+		return "", fmt.Errorf("%w:\n%w", errMissingRights, errors.Join(missing...))
+	}
+	return username, nil
+}
+
+func (r right) describe(verb string) string {
+	text := verb + " " + r.resource
+	if r.group != "" {
+		text += "." + r.group
+	}
+	if r.name != "" {
+		text += " " + r.name
+	}
+	if r.namespace != "" {
+		return text + " in namespace " + r.namespace
+	}
+	return text + " in the cluster"
+}

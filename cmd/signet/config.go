@@ -1,0 +1,284 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/apimachinery/pkg/util/validation"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/rotation"
+	"github.com/signet-ca/signet/setting"
+	"github.com/signet-ca/signet/signer"
+)
+
+// Config is the whole configuration file: YAML, in which every field must be known. All settings are
+// optional but issuer.name and one source of roots; all are read at start. The settings of each part
+// are declared, with their defaults, in that part's package.
+type Config struct {
+	// TrustDomain of the mesh, as in meshConfig.trustDomain. An '@' is read as '.', as Istio does.
+	// Default cluster.local.
+	TrustDomain string `json:"trustDomain,omitempty"`
+	// ClusterID is what callers of this cluster send as clusterid. Default Kubernetes.
+	ClusterID string `json:"clusterID,omitempty"`
+	// Namespace is where CertificateRequests are made and Signet keeps its own objects. An issuer of
+	// kind Issuer must be there. Default istio-system.
+	Namespace string `json:"namespace,omitempty"`
+	// Issuer is the cert-manager issuer that signs.
+	Issuer issuer.Ref `json:"issuer"`
+	// Roots is where the mesh's trust anchors come from.
+	Roots issuer.RootsConfig `json:"roots"`
+	// CA is how callers are let in and what they may ask for.
+	CA ca.Config `json:"ca,omitempty"`
+	// Signer is how requests are signed and cleaned up.
+	Signer signer.Config `json:"signer,omitempty"`
+	// Serving is Signet's own certificate.
+	Serving rotation.ServingConfig `json:"serving,omitempty"`
+	// Metrics is the endpoint for Prometheus, /metrics over HTTP.
+	Metrics struct {
+		// Listen is its address. Default :9402.
+		Listen string `json:"listen,omitempty"`
+	} `json:"metrics,omitempty"`
+	// Health is the endpoint for probes, /livez and /readyz over HTTP.
+	Health struct {
+		// Listen is its address. Default :6060.
+		Listen string `json:"listen,omitempty"`
+	} `json:"health,omitempty"`
+	// Log is what is written to standard error.
+	Log LogConfig `json:"log,omitempty"`
+	// Shutdown is how a replica leaves.
+	Shutdown ShutdownConfig `json:"shutdown,omitempty"`
+}
+
+// LogConfig is what is written to standard error.
+type LogConfig struct {
+	// Format is json or text. Default json.
+	Format string `json:"format,omitempty"`
+	// Level is debug, info, warn or error. SIGUSR1 switches between this and debug while Signet runs.
+	// Default info.
+	Level string `json:"level,omitempty"`
+}
+
+// ShutdownConfig is how a replica leaves.
+type ShutdownConfig struct {
+	// Delay is how long new connections are still accepted after the replica has said that it isn't
+	// ready any more, until everybody knows. Default 5s.
+	Delay setting.Duration `json:"delay,omitempty"`
+	// Drain is how long requests under way may take then. Default 30s. The pod's
+	// terminationGracePeriodSeconds must be longer than both together.
+	Drain setting.Duration `json:"drain,omitempty"`
+}
+
+// maxConfigBytes bounds a configuration file.
+const maxConfigBytes = 1 << 20
+
+// LoadConfig reads the configuration from a file. The error names every problem found, each with the
+// path of its field.
+func LoadConfig(path string) (Config, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	cfg, err := ParseConfig(text)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// ParseConfig reads the configuration from YAML, checks it, and fills in the names that several parts
+// share.
+func ParseConfig(text []byte) (Config, error) {
+	var cfg Config
+	if err := decodeStrictly(text, &cfg); err != nil {
+		return Config{}, err
+	}
+	if cfg.ClusterID == "" {
+		cfg.ClusterID = "Kubernetes"
+	}
+	if cfg.Namespace == "" {
+		cfg.Namespace = "istio-system"
+	}
+	cfg.Issuer = cfg.Issuer.WithDefaults()
+	if err := cfg.validate(); err != nil {
+		return Config{}, err
+	}
+	cfg.CA.ClusterID = cfg.ClusterID
+	cfg.CA.Usages = cfg.Signer.UsagesOrDefault()
+	cfg.CA.ShutdownDelay = cfg.Shutdown.Delay.Or(5 * time.Second)
+	cfg.CA.DrainTimeout = cfg.Shutdown.Drain.Or(30 * time.Second)
+	return cfg, nil
+}
+
+// validate reports all that is wrong, and parses the trust domain.
+func (c *Config) validate() error {
+	p := setting.NewProblems()
+	if c.TrustDomain == "" {
+		c.TrustDomain = "cluster.local"
+	}
+	// R17: Istio replaces '@' in the names that it makes.
+	trustDomain, err := spiffeid.TrustDomainFromString(strings.ReplaceAll(c.TrustDomain, "@", "."))
+	if err != nil || strings.Contains(c.TrustDomain, "/") {
+		p.Addf("trustDomain", "%q is not a trust domain; it must be a lower-case name such as cluster.local", c.TrustDomain)
+	}
+	c.CA.TrustDomain = trustDomain
+	if len(validation.IsDNS1123Label(c.Namespace)) != 0 {
+		p.Addf("namespace", "%q is not the name of a namespace", c.Namespace)
+	}
+	c.Issuer.Validate(p.At("issuer"))
+	c.Roots.Validate(p.At("roots"))
+	c.CA.Validate(p.At("ca"))
+	c.Signer.Validate(p.At("signer"))
+	c.Serving.Validate(p.At("serving"))
+	if c.Log.Format != "" && c.Log.Format != "json" && c.Log.Format != "text" {
+		p.Addf("log.format", "%q is not a format; it must be json or text", c.Log.Format)
+	}
+	if _, err := parseLevel(c.Log.Level); err != nil {
+		p.Addf("log.level", "%q is not a level; it must be debug, info, warn or error", c.Log.Level)
+	}
+	shutdown := p.At("shutdown")
+	shutdown.Duration("delay", c.Shutdown.Delay, time.Millisecond, 5*time.Minute)
+	shutdown.Duration("drain", c.Shutdown.Drain, time.Millisecond, 10*time.Minute)
+	return p.Err()
+}
+
+// decodeStrictly reads one YAML document into cfg and refuses fields that it doesn't have, fields that
+// occur twice, and values of another type.
+func decodeStrictly(text []byte, cfg *Config) error {
+	if len(text) > maxConfigBytes {
+		return fmt.Errorf("it has %d bytes; at most %d are allowed", len(text), maxConfigBytes)
+	}
+	text, err := oneDocument(text)
+	if err != nil {
+		return err
+	}
+	asJSON, err := yaml.YAMLToJSONStrict(text)
+	if err != nil {
+		return fmt.Errorf("not YAML: %w", err)
+	}
+	problems, err := kjson.UnmarshalStrict(asJSON, cfg)
+	if mismatch, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("%s: a %s stands where %s is expected", mismatch.Field, mismatch.Value, kindInWords(mismatch.Type))
+	}
+	if err != nil {
+		return err
+	}
+	var all []error
+	for _, problem := range problems {
+		all = append(all, withKnownFields(problem))
+	}
+	return errors.Join(all...)
+}
+
+// oneDocument refuses a file of several YAML documents, of which all but the first would be ignored.
+func oneDocument(text []byte) ([]byte, error) {
+	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
+	var found []byte
+	for {
+		document, err := reader.Read()
+		if errors.Is(err, io.EOF) {
+			return found, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("not YAML: %w", err)
+		}
+		if len(bytes.TrimSpace(document)) == 0 {
+			continue
+		}
+		if found != nil {
+			return nil, errors.New("it holds several YAML documents; there must be one")
+		}
+		found = document
+	}
+}
+
+var unknownField = regexp.MustCompile(`^unknown field "(.*)"$`)
+
+// withKnownFields adds to the report of an unknown field the names that are known in its place.
+func withKnownFields(problem error) error {
+	match := unknownField.FindStringSubmatch(problem.Error())
+	if match == nil {
+		return problem
+	}
+	path := strings.Split(match[1], ".")
+	at := reflect.TypeFor[Config]()
+	for _, name := range path[:len(path)-1] {
+		field, ok := fieldNamed(at, name)
+		if !ok {
+			return fmt.Errorf("%s: unknown field", match[1])
+		}
+		at = field
+	}
+	return fmt.Errorf("%s: unknown field; known here are %s", match[1], strings.Join(fieldNames(at), ", "))
+}
+
+func fieldNamed(t reflect.Type, name string) (reflect.Type, bool) {
+	for field := range fieldsOf(t) {
+		if jsonName(field) == name {
+			return field.Type, true
+		}
+	}
+	return nil, false
+}
+
+func fieldNames(t reflect.Type) []string {
+	var names []string
+	for field := range fieldsOf(t) {
+		if name := jsonName(field); name != "-" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// fieldsOf are those of a struct, or of what a pointer points to.
+func fieldsOf(t reflect.Type) func(yield func(reflect.StructField) bool) {
+	return func(yield func(reflect.StructField) bool) {
+		if t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct {
+			return
+		}
+		for i := range t.NumField() {
+			if !yield(t.Field(i)) {
+				return
+			}
+		}
+	}
+}
+
+func jsonName(field reflect.StructField) string {
+	name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+	return name
+}
+
+func kindInWords(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.Int:
+		return "a whole number"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.String:
+		return "a text"
+	case reflect.Slice:
+		return "a list"
+	}
+	return "a map of settings"
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+
+	"github.com/signet-ca/signet/issuer"
+)
+
+// check is one condition of readiness: something this replica can do by itself.
+type check struct {
+	name string
+	ask  func(now time.Time) (string, error)
+}
+
+// readiness answers /readyz. The issuer's state is shown beside the checks but doesn't count: it would
+// take every replica out of the Service at once.
+type readiness struct {
+	checks []check
+	issuer func(ctx context.Context) issuer.Condition
+}
+
+// ServeHTTP answers 200 when all checks pass and 503 otherwise; the body has a line for each.
+func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	var body strings.Builder
+	ready := true
+	now := time.Now()
+	for _, c := range r.checks {
+		text, err := c.ask(now)
+		if err != nil {
+			ready = false
+			fmt.Fprintf(&body, "[-] %s: %v\n", c.name, err)
+			continue
+		}
+		fmt.Fprintf(&body, "[+] %s: %s\n", c.name, text)
+	}
+	condition := r.issuer(req.Context())
+	fmt.Fprintf(&body, "[i] issuer: %s: %s\n", condition.State, condition.Reason)
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if !ready {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	fmt.Fprint(w, body.String())
+}
+
+// synced says whether an informer holds what the API server has.
+func synced(informer cache.Informer) func(time.Time) (string, error) {
+	return func(time.Time) (string, error) {
+		if !informer.HasSynced() {
+			return "", fmt.Errorf("the CertificateRequests are not synced yet")
+		}
+		return "synced", nil
+	}
+}
+
+func livez(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	fmt.Fprintln(w, "ok")
+}

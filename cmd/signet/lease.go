@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+)
+
+// leaseName is the Lease that the replica holds which sweeps.
+const leaseName = "signet"
+
+// Times of the lease: another replica takes over leaseDuration after the last renewal.
+const (
+	leaseDuration = 30 * time.Second
+	renewDeadline = 20 * time.Second
+	retryPeriod   = 5 * time.Second
+)
+
+// leased runs something that one replica of the cluster should do, while this one holds the lease. A
+// lost lease ends what runs, not the process: signing goes on, and the lease can be regained.
+type leased struct {
+	lock resourcelock.Interface
+	run  func(ctx context.Context) error
+	log  *slog.Logger
+}
+
+func newLeased(config *rest.Config, namespace string, run func(ctx context.Context) error, log *slog.Logger) (*leased, error) {
+	leases, err := coordinationv1.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make client for leases: %w", err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("read host name: %w", err)
+	}
+	return &leased{
+		lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: namespace, Name: leaseName},
+			Client:     leases,
+			LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + string(uuid.NewUUID())},
+		},
+		run: run,
+		log: log,
+	}, nil
+}
+
+// NeedLeaderElection says that every replica competes.
+func (l *leased) NeedLeaderElection() bool { return false }
+
+// Start competes for the lease until ctx ends and what ran has stopped.
+func (l *leased) Start(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := l.term(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// term is one time of holding the lease: it ends when the lease is lost, or ctx ends.
+func (l *leased) term(ctx context.Context) error {
+	began, ended := make(chan struct{}), make(chan struct{})
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock:            l.lock,
+		LeaseDuration:   leaseDuration,
+		RenewDeadline:   renewDeadline,
+		RetryPeriod:     retryPeriod,
+		ReleaseOnCancel: true,
+		Name:            leaseName,
+		Callbacks: leaderelection.LeaderCallbacks{
+			// The elector calls this in a goroutine that it doesn't wait for.
+			OnStartedLeading: func(ctx context.Context) {
+				close(began)
+				defer close(ended)
+				l.log.Info("lease acquired", "lease", leaseName)
+				if err := l.run(ctx); err != nil {
+					l.log.Error("what runs under the lease ended", "lease", leaseName, "err", err)
+				}
+			},
+			OnStoppedLeading: func() { l.log.Info("lease not held", "lease", leaseName) },
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("compete for lease %s: %w", leaseName, err)
+	}
+	elector.Run(ctx)
+	select {
+	case <-began:
+		<-ended
+	default:
+	}
+	return nil
+}

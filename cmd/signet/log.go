@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+)
+
+// parseLevel reads a level's name; "" is info.
+func parseLevel(name string) (slog.Level, error) {
+	if name == "" {
+		return slog.LevelInfo, nil
+	}
+	var level slog.Level
+	err := level.UnmarshalText([]byte(strings.ToUpper(name)))
+	return level, err
+}
+
+// newLog makes the program's log, and sends what the libraries say the same way.
+func newLog(cfg LogConfig, out io.Writer) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	if configured, err := parseLevel(cfg.Level); err == nil {
+		level.Set(configured)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	var handler slog.Handler = slog.NewJSONHandler(out, options)
+	if cfg.Format == "text" {
+		handler = slog.NewTextHandler(out, options)
+	}
+	log := slog.New(handler)
+	ctrl.SetLogger(logr.FromSlogHandler(handler))
+	klog.SetSlogLogger(log.With("library", "client-go"))
+	return log, level
+}
+
+// logSwitch switches between the configured level and debug with each SIGUSR1.
+type logSwitch struct {
+	level *slog.LevelVar
+	log   *slog.Logger
+}
+
+// NeedLeaderElection says that every replica can be switched.
+func (s *logSwitch) NeedLeaderElection() bool { return false }
+
+// Start listens for the signal until ctx ends.
+func (s *logSwitch) Start(ctx context.Context) error {
+	configured := s.level.Level()
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-signals:
+			if s.level.Level() == slog.LevelDebug {
+				s.level.Set(configured)
+			} else {
+				s.level.Set(slog.LevelDebug)
+			}
+			s.log.Warn("log level switched", "level", s.level.Level().String())
+		}
+	}
+}

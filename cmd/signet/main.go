@@ -1,0 +1,113 @@
+// Signet is the certificate authority between cert-manager and an Istio mesh: sidecars, ztunnel,
+// gateways and VMs ask it for certificates over Istio's own protocol, it proves who they are by their
+// service account tokens, and has cert-manager sign.
+//
+// Usage:
+//
+//	signet --config FILE [--kubeconfig FILE]
+//	signet --version
+//
+// The configuration is one YAML file; see type Config in config.go for every setting. Without
+// --kubeconfig Signet uses the service account of the pod that it runs in.
+//
+// Ports, unless configured otherwise:
+//
+//	6443  gRPC over TLS: istio.v1.auth.IstioCertificateService, health, reflection
+//	9402  HTTP: /metrics
+//	6060  HTTP: /livez, /readyz
+//
+// Signals: SIGTERM and SIGINT stop it gracefully, a second one at once; SIGUSR1 switches the log
+// between the configured level and debug.
+//
+// Exit codes: 0 after a graceful stop; 1 when it could not start or go on; 2 when the command line or
+// the configuration is wrong.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// command runs the program with its arguments, and returns its exit code.
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("signet", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	configPath := flags.String("config", "", "the configuration `file` (required)")
+	kubeconfig := flags.String("kubeconfig", "", "a kubeconfig `file`; default is the pod's service account")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		if err == flag.ErrHelp {
+			return exitOK
+		}
+		return exitUsage
+	}
+	switch {
+	case *showVersion:
+		fmt.Fprintln(stdout, "signet", version())
+		return exitOK
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "error: unexpected argument %q\nhint: signet --config FILE\n", flags.Arg(0))
+		return exitUsage
+	case *configPath == "":
+		fmt.Fprintf(stderr, "error: --config is missing\nhint: signet --config FILE\n")
+		return exitUsage
+	}
+	cfg, err := LoadConfig(*configPath)
+	if err != nil {
+		fmt.Fprintf(stderr, "error: %v\n", err)
+		return exitUsage
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", *kubeconfig)
+	if err != nil {
+		fmt.Fprintf(stderr, "error: find the Kubernetes API: %v\nhint: outside of a pod, name a kubeconfig with --kubeconfig\n", err)
+		return exitFailed
+	}
+	config.UserAgent = "signet/" + version()
+	log, level := newLog(cfg.Log, stderr)
+	if err := run(ctx, cfg, config, log, level); err != nil {
+		log.Error("signet ended", "err", err)
+		fmt.Fprintf(stderr, "error: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// version is the module's version and the commit it was built from, as far as the build recorded them.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	text := info.Main.Version
+	if text == "" || text == "(devel)" {
+		text = "devel"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			text += "-" + s.Value[:12]
+		}
+	}
+	return text + " " + runtime.Version()
+}

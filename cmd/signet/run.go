@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/rotation"
+	"github.com/signet-ca/signet/signer"
+)
+
+// run builds the parts in their order and runs them under one manager until ctx ends. The manager
+// stops them the other way round: first what answers and renews, then the informers, then the
+// endpoints for probes and metrics.
+func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger, level *slog.LevelVar) error {
+	// API Priority and Fairness is the server's job; what we send at once is bounded by admission.
+	config.QPS = -1
+	mgr, err := newManager(cfg, config, log)
+	if err != nil {
+		return err
+	}
+	username, err := askAccess(ctx, mgr.GetClient(), cfg, log)
+	if err != nil {
+		return err
+	}
+	log.Info("starting", "version", version(), "username", username, "namespace", cfg.Namespace, "issuer", cfg.Issuer.String(), "trust_domain", cfg.CA.TrustDomain.Name())
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	ours := prometheus.WrapRegistererWithPrefix("signet_", registry)
+
+	// issuer: what is in force.
+	issuers := issuer.NewStore(cfg.Issuer)
+	condition, err := issuerCondition(ctx, mgr, cfg)
+	if err != nil {
+		return err
+	}
+
+	// signer: one informer for all CertificateRequests of ours.
+	cluster := signer.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: cfg.Namespace, Username: username}
+	sign := signer.New(cfg.Signer, cluster, issuers, log.With("room", "signer"), ours)
+	requests, err := mgr.GetCache().GetInformer(ctx, &cmapi.CertificateRequest{}, cache.BlockUntilSynced(false))
+	if err != nil {
+		return fmt.Errorf("watch CertificateRequests: %w", err)
+	}
+	if err := sign.Observe(requests); err != nil {
+		return err
+	}
+	sweeping, err := newLeased(config, cfg.Namespace, signer.NewSweeper(sign, log.With("room", "signer")).Start, log)
+	if err != nil {
+		return err
+	}
+
+	// rotation: our own certificate, the mesh's anchors.
+	serving := rotation.NewServing(cfg.Serving, cfg.Namespace, sign, issuers, log.With("room", "rotation"), ours)
+	anchors := rotation.NewAnchors(cfg.Roots, cluster, serving, log.With("room", "rotation"), ours)
+
+	// ca: the endpoint.
+	server := ca.New(cfg.CA, mgr.GetClient(), sign, log.With("room", "ca"), ours)
+	endpoint := ca.NewEndpoint(server, serving.GetCertificate)
+
+	health, metrics := http.NewServeMux(), http.NewServeMux()
+	health.HandleFunc("/livez", livez)
+	health.Handle("/readyz", &readiness{
+		checks: []check{
+			{"serving certificate", serving.Ready},
+			{"roots", anchors.Ready},
+			{"informer", synced(requests)},
+			{"listener", func(time.Time) (string, error) { return server.Ready() }},
+		},
+		issuer: condition,
+	})
+	metrics.Handle("/metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, ctrlmetrics.Registry}, promhttp.HandlerOpts{}))
+	healthServer, err := listenHTTP(ctx, "health", cfg.Health.Listen, ":6060", health, log)
+	if err != nil {
+		return err
+	}
+	metricsServer, err := listenHTTP(ctx, "metrics", cfg.Metrics.Listen, ":9402", metrics, log)
+	if err != nil {
+		return err
+	}
+
+	for _, part := range []manager.Runnable{
+		healthServer, metricsServer, &logSwitch{level, log}, sign, anchors, serving, sweeping, endpoint,
+	} {
+		if err := mgr.Add(part); err != nil {
+			return err
+		}
+	}
+	if err := mgr.Start(ctx); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
+
+// newManager makes the manager with a cache that holds only our own CertificateRequests and our
+// issuer, and a mapper that knows our kinds, so that nothing has to be discovered at start.
+func newManager(cfg Config, config *rest.Config, log *slog.Logger) (manager.Manager, error) {
+	scheme, mapper := runtime.NewScheme(), meta.NewDefaultRESTMapper(nil)
+	for _, add := range []func(*runtime.Scheme) error{cmapi.AddToScheme, corev1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("register API types: %w", err)
+		}
+	}
+	kinds := map[meta.RESTScope][]schema.GroupVersionKind{
+		meta.RESTScopeNamespace: {
+			cmapi.SchemeGroupVersion.WithKind("CertificateRequest"), cmapi.SchemeGroupVersion.WithKind("Issuer"),
+			corev1.SchemeGroupVersion.WithKind("ConfigMap"), corev1.SchemeGroupVersion.WithKind("Secret"),
+		},
+		meta.RESTScopeRoot: {
+			cmapi.SchemeGroupVersion.WithKind("ClusterIssuer"), authenticationv1.SchemeGroupVersion.WithKind("TokenReview"),
+			authenticationv1.SchemeGroupVersion.WithKind("SelfSubjectReview"), authorizationv1.SchemeGroupVersion.WithKind("SelfSubjectAccessReview"),
+		},
+	}
+	for scope, list := range kinds {
+		for _, kind := range list {
+			mapper.Add(kind, scope)
+		}
+	}
+
+	ours, err := labels.NewRequirement(signer.RequestLabel, selection.Exists, nil)
+	if err != nil {
+		return nil, fmt.Errorf("select CertificateRequests: %w", err)
+	}
+	shared := true // objects from the cache are never changed
+	named := fields.OneTermEqualSelector("metadata.name", cfg.Issuer.Name)
+	mgr, err := manager.New(config, manager.Options{
+		Scheme:         scheme,
+		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
+		Cache: cache.Options{ByObject: map[client.Object]cache.ByObject{
+			&cmapi.CertificateRequest{}: {
+				Namespaces:            map[string]cache.Config{cfg.Namespace: {LabelSelector: labels.NewSelector().Add(*ours)}},
+				Transform:             cache.TransformStripManagedFields(),
+				UnsafeDisableDeepCopy: &shared,
+			},
+			&cmapi.Issuer{}:        {Namespaces: map[string]cache.Config{cfg.Namespace: {FieldSelector: named}}},
+			&cmapi.ClusterIssuer{}: {Field: named},
+		}},
+		Metrics:                 metricsserver.Options{BindAddress: "0"}, // served with our own
+		HealthProbeBindAddress:  "0",
+		GracefulShutdownTimeout: new(cfg.CA.ShutdownDelay + cfg.CA.DrainTimeout + 10*time.Second),
+		Logger:                  logr.FromSlogHandler(log.Handler()),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make manager: %w", err)
+	}
+	return mgr, nil
+}
+
+// issuerCondition watches the issuer, if it is one of cert-manager's, and returns how to ask for its
+// condition.
+func issuerCondition(ctx context.Context, mgr manager.Manager, cfg Config) (func(context.Context) issuer.Condition, error) {
+	if cfg.Issuer.Group == issuer.CertManagerGroup {
+		var object client.Object = &cmapi.Issuer{}
+		if cfg.Issuer.Kind == "ClusterIssuer" {
+			object = &cmapi.ClusterIssuer{}
+		}
+		if _, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false)); err != nil {
+			return nil, fmt.Errorf("watch %s: %w", cfg.Issuer, err)
+		}
+	}
+	return func(ctx context.Context) issuer.Condition {
+		ctx, cancel := context.WithTimeout(ctx, time.Second) // the cache waits until it is synced
+		defer cancel()
+		return issuer.Lookup(ctx, mgr.GetCache(), cfg.Namespace, cfg.Issuer)
+	}, nil
+}
+
+// startTimeout bounds how long the API server may be away when Signet starts.
+const startTimeout = time.Minute
+
+// askAccess asks for our name and rights, again while the API server doesn't answer.
+func askAccess(ctx context.Context, c client.Client, cfg Config, log *slog.Logger) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		asking, cancel := context.WithTimeout(ctx, 10*time.Second)
+		username, err := checkAccess(asking, c, cfg)
+		cancel()
+		if err == nil || errors.Is(err, errMissingRights) {
+			return username, err
+		}
+		log.Warn("the API server does not answer yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return "", err
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// listenHTTP opens a listener now, so that an address that is taken ends the start, and returns the
+// server that the manager runs on it.
+func listenHTTP(ctx context.Context, name, address, fallback string, handler http.Handler, log *slog.Logger) (*manager.Server, error) {
+	if address == "" {
+		address = fallback
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listen for %s: %w", name, err)
+	}
+	log.Info("listening", "endpoint", name, "address", listener.Addr().String())
+	return &manager.Server{
+		Name:     name,
+		Listener: listener,
+		Server: &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: 5 * time.Second,
+			ReadTimeout:       10 * time.Second,
+			WriteTimeout:      30 * time.Second,
+			IdleTimeout:       90 * time.Second,
+			MaxHeaderBytes:    16 << 10,
+		},
+	}, nil
+}

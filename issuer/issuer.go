@@ -1,0 +1,111 @@
+// Package issuer says which cert-manager issuer signs for the mesh and which trust anchors are in
+// force, now.
+//
+// Its words: a [Ref] names an issuer; an anchor is a certificate that the mesh trusts without
+// asking further; a [Bundle] is the set of all anchors; a [Snapshot] is the reference and the
+// bundle that belong together. Snapshots never change. The [Store] holds the current one, which is
+// replaced whole, so that whoever reads it once for a request works with one consistent answer.
+package issuer
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+
+	"github.com/signet-ca/signet/setting"
+)
+
+// CertManagerGroup is the API group of cert-manager's own issuers.
+const CertManagerGroup = "cert-manager.io"
+
+// Ref names the issuer that signs.
+type Ref struct {
+	// Name of the issuer. Required.
+	Name string `json:"name"`
+	// Kind is Issuer, ClusterIssuer, or the kind of an external issuer. Default Issuer.
+	Kind string `json:"kind,omitempty"`
+	// Group is the issuer's API group. Default cert-manager.io.
+	Group string `json:"group,omitempty"`
+}
+
+// WithDefaults fills the kind and the group as cert-manager does.
+func (r Ref) WithDefaults() Ref {
+	if r.Kind == "" {
+		r.Kind = "Issuer"
+	}
+	if r.Group == "" {
+		r.Group = CertManagerGroup
+	}
+	return r
+}
+
+// Validate reports what is wrong with r.
+func (r Ref) Validate(p setting.Problems) {
+	r = r.WithDefaults()
+	if r.Name == "" {
+		p.Addf("name", "must be set to the name of a cert-manager issuer")
+	}
+	if r.Group == CertManagerGroup && r.Kind != "Issuer" && r.Kind != "ClusterIssuer" {
+		p.Addf("kind", "%q is not an issuer kind of %s; it must be Issuer or ClusterIssuer, or group must be set", r.Kind, CertManagerGroup)
+	}
+}
+
+// Reference is r as CertificateRequests carry it.
+func (r Ref) Reference() cmmeta.IssuerReference {
+	return cmmeta.IssuerReference{Name: r.Name, Kind: r.Kind, Group: r.Group}
+}
+
+// String is kind.group/name, for logs and messages.
+func (r Ref) String() string { return r.Kind + "." + r.Group + "/" + r.Name }
+
+// Snapshot is what is in force at one moment. It is immutable.
+type Snapshot struct {
+	// Ref is the issuer that signs. Its defaults are filled in.
+	Ref Ref
+	// Anchors are the mesh's trust anchors; empty until they are known.
+	Anchors Bundle
+}
+
+// Store holds the snapshot in force. Safe for concurrent use.
+type Store struct {
+	current atomic.Pointer[Snapshot]
+	known   chan struct{} // closed when anchors are known for the first time
+	once    sync.Once
+}
+
+// NewStore starts with ref and no anchors.
+func NewStore(ref Ref) *Store {
+	s := &Store{known: make(chan struct{})}
+	s.current.Store(&Snapshot{Ref: ref.WithDefaults()})
+	return s
+}
+
+// Current is the snapshot in force, never nil. Read it once per request.
+func (s *Store) Current() *Snapshot { return s.current.Load() }
+
+// SetAnchors puts anchors in force, for requests that begin from now on.
+func (s *Store) SetAnchors(anchors Bundle) {
+	for {
+		old := s.current.Load()
+		next := *old
+		next.Anchors = anchors
+		if s.current.CompareAndSwap(old, &next) {
+			break
+		}
+	}
+	if !anchors.Empty() {
+		s.once.Do(func() { close(s.known) })
+	}
+}
+
+// WaitAnchors returns when anchors are known, or with the error of ctx.
+func (s *Store) WaitAnchors(ctx context.Context) error {
+	select {
+	case <-s.known:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

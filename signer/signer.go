@@ -1,0 +1,374 @@
+// Package signer turns an authorised request into a verified certificate chain, by way of one
+// cert-manager CertificateRequest.
+//
+// It promises: one CertificateRequest for each certificate, which a retry meets again, on any
+// replica; no polling, no watch of a request's own; nothing leaves that was not compared with what
+// was asked for; nothing stays behind in the API server.
+//
+// Its words: a [Request] is the authorised wish; the CertificateRequest is the Kubernetes object it
+// becomes; an attempt is one such object; a [Chain] is the verified answer, leaf first.
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	"github.com/prometheus/client_golang/prometheus"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/setting"
+)
+
+// The errors of Sign. What each means for the next try is said at [Signer.Sign].
+var (
+	// ErrDenied says that an approver denied the request.
+	ErrDenied = errors.New("the request was denied")
+	// ErrFailed says that the issuer, or the API server's admission, refused.
+	ErrFailed = errors.New("the issuer refused")
+	// ErrUntrusted says that the issuer answered with something that must not leave Signet.
+	ErrUntrusted = errors.New("the issuer's answer was not accepted")
+	// ErrNotReady says that there is nothing to sign with: no anchors, no API server.
+	ErrNotReady = errors.New("signing is not possible at the moment")
+	// ErrTimeout says that the issuer didn't answer in time.
+	ErrTimeout = errors.New("the issuer did not answer in time")
+)
+
+// Config is how requests are signed and cleaned up.
+type Config struct {
+	// Timeout bounds one request, all its attempts together. Default 20s, between 1s and 2m. The
+	// drain time at shutdown should be longer.
+	Timeout setting.Duration `json:"timeout,omitempty"`
+	// Usages of workload certificates. Default digital signature, key encipherment, client auth,
+	// server auth; policies written for istio-csr may allow only the last two.
+	Usages Usages `json:"usages,omitempty"`
+	// Sweep is how finished CertificateRequests are deleted.
+	Sweep SweepConfig `json:"sweep,omitempty"`
+}
+
+// Validate reports what is wrong with c.
+func (c Config) Validate(p setting.Problems) {
+	p.Duration("timeout", c.Timeout, time.Second, 2*time.Minute)
+	c.Usages.Validate(p.At("usages"))
+	c.Sweep.Validate(p.At("sweep"))
+}
+
+// TimeoutOrDefault is how long one request may take.
+func (c Config) TimeoutOrDefault() time.Duration { return c.Timeout.Or(20 * time.Second) }
+
+// UsagesOrDefault is what workload certificates are asked for.
+func (c Config) UsagesOrDefault() Usages {
+	if len(c.Usages) == 0 {
+		return LeafUsages()
+	}
+	return c.Usages
+}
+
+const (
+	// maxAttempts bounds the CertificateRequests that one call makes or meets.
+	maxAttempts = 6
+	// maxUnreachable bounds how long one call tries to reach an API server that doesn't answer.
+	maxUnreachable = 5 * time.Second
+	// reuseFraction: a finished request answers a repeat while its leaf is younger than this part of
+	// its life.
+	reuseFraction = 10
+)
+
+// Cluster is the Kubernetes API as Signet uses it.
+type Cluster struct {
+	// Client writes.
+	Client client.Client
+	// Reader reads from the API server itself, not from a cache.
+	Reader client.Reader
+	// Namespace is where CertificateRequests are made.
+	Namespace string
+	// Username is who the API server says we are, such as system:serviceaccount:istio-system:signet.
+	Username string
+}
+
+// Signer signs. Safe for concurrent use.
+type Signer struct {
+	cfg     Config
+	cluster Cluster
+	issuers *issuer.Store
+	log     *slog.Logger
+	metrics *metrics
+	live    *live
+
+	signing atomic.Int64 // calls of Sign under way
+	// issuerEnds is the earliest end of the CA certificates in the chain seen last.
+	issuerEnds atomic.Pointer[issuerEnd]
+}
+
+// issuerEnd says until when an issuer's own chain is valid.
+type issuerEnd struct {
+	ref  issuer.Ref
+	ends time.Time
+}
+
+// New makes a Signer. It needs [Signer.Observe] before it signs, and [Signer.Start] while it does.
+func New(cfg Config, cluster Cluster, issuers *issuer.Store, log *slog.Logger, reg prometheus.Registerer) *Signer {
+	s := &Signer{cfg: cfg, cluster: cluster, issuers: issuers, log: log}
+	s.metrics = newMetrics(reg, s)
+	s.live = newLive(cluster.Namespace, cluster.Reader, log, s.metrics)
+	return s
+}
+
+// Observe connects the shared informer for CertificateRequests that carry [RequestLabel].
+func (s *Signer) Observe(informer cache.Informer) error {
+	if _, err := informer.AddEventHandler(s.live.handler()); err != nil {
+		return fmt.Errorf("watch CertificateRequests: %w", err)
+	}
+	return nil
+}
+
+// Start guards the informer's stream until ctx ends, and then until the last request is answered.
+// Every replica runs it.
+func (s *Signer) Start(ctx context.Context) error {
+	s.live.guard(ctx)
+	return nil
+}
+
+// NeedLeaderElection says that every replica signs.
+func (s *Signer) NeedLeaderElection() bool { return false }
+
+// Sign turns req into a certificate. The chain is verified against the anchors in force, the key in
+// req.CSR, req.Names and req.Usages. It may live shorter than asked for, never longer than
+// req.MaxLifetime, and never longer than its issuer.
+//
+// ErrDenied, ErrFailed and ErrUntrusted are final. ErrNotReady, ErrTimeout and the error of ctx are
+// worth another try, which meets this call's CertificateRequest where there is one.
+// Safe for concurrent use.
+func (s *Signer) Sign(ctx context.Context, req Request) (*Chain, error) {
+	snapshot := s.issuers.Current()
+	if snapshot.Anchors.Empty() {
+		return nil, fmt.Errorf("%w: no trust anchors are known yet", ErrNotReady)
+	}
+	return s.sign(ctx, &req, snapshot)
+}
+
+// FirstUse asks the issuer in force for req and returns the root that the answer names: what is
+// trusted on first use. It must be a self-signed CA certificate that anchors the chain it came with.
+// The errors are those of [Signer.Sign].
+func (s *Signer) FirstUse(ctx context.Context, req Request) (*Chain, error) {
+	return s.sign(ctx, &req, &issuer.Snapshot{Ref: s.issuers.Current().Ref})
+}
+
+func (s *Signer) sign(ctx context.Context, req *Request, snapshot *issuer.Snapshot) (*Chain, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.TimeoutOrDefault(), ErrTimeout)
+	defer cancel()
+	s.signing.Add(1)
+	defer s.signing.Add(-1)
+
+	pause := 50 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		chain, err := s.attempt(ctx, req, snapshot, attempt)
+		again, ok := errors.AsType[*anotherAttempt](err)
+		if !ok || attempt == maxAttempts {
+			return chain, err
+		}
+		s.metrics.attempts.WithLabelValues(again.cause).Inc()
+		s.log.Info("trying again with another certificate request", "names", req.Names.String(),
+			"attempt", attempt, "cause", again.cause, "err", again.err)
+		if again.cause == causeStale {
+			continue // an older answer of ours: nothing to wait for
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, err
+		}
+		pause *= 4
+	}
+}
+
+// anotherAttempt wraps an error after which the next attempt number may succeed, for a cause that can
+// be named.
+type anotherAttempt struct {
+	cause string
+	err   error
+}
+
+func (e *anotherAttempt) Error() string { return e.err.Error() }
+func (e *anotherAttempt) Unwrap() error { return e.err }
+
+// Causes of another attempt, besides those that transientCause names.
+const (
+	causeDeleted  = "deleted"
+	causeStale    = "stale"
+	causeOutlives = "outlives_issuer"
+)
+
+// attempt makes one CertificateRequest, or meets the one that is there, and waits for its end.
+func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Snapshot, attempt int) (*Chain, error) {
+	lifetime := s.clamp(req.Lifetime, snapshot.Ref, time.Now())
+	want := req.certificateRequest(s.cluster.Namespace, snapshot.Ref, attempt, lifetime)
+
+	began := time.Now()
+	cr, met, err := s.create(ctx, want, req.Lifetime)
+	s.metrics.observe("create", began)
+	if err != nil {
+		return nil, err
+	}
+
+	began = time.Now()
+	final, err := s.live.wait(ctx, cr)
+	s.metrics.observe("wait", began)
+	switch {
+	case errors.Is(err, errDeleted):
+		return nil, &anotherAttempt{causeDeleted, fmt.Errorf("%w: CertificateRequest %s: %w", ErrNotReady, cr.Name, err)}
+	case err != nil:
+		return nil, fmt.Errorf("wait for CertificateRequest %s: %w", cr.Name, err)
+	}
+
+	began = time.Now()
+	defer func() { s.metrics.observe("verify", began) }()
+	switch p, _, why := outcome(final); p {
+	case denied:
+		return nil, fmt.Errorf("%w: CertificateRequest %s: %s", ErrDenied, cr.Name, why)
+	case failed:
+		err := fmt.Errorf("%w: CertificateRequest %s: %s", ErrFailed, cr.Name, why)
+		if cause := transientCause(why); cause != "" {
+			return nil, &anotherAttempt{cause, err}
+		}
+		return nil, err
+	}
+	return s.accept(req, snapshot, final, met)
+}
+
+// accept verifies what a CertificateRequest was answered with.
+func (s *Signer) accept(req *Request, snapshot *issuer.Snapshot, final *cmapi.CertificateRequest, met bool) (*Chain, error) {
+	now := time.Now()
+	anchors := snapshot.Anchors
+	if anchors.Empty() {
+		root, err := firstUseRoot(final)
+		if err != nil {
+			return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
+		}
+		if anchors, err = issuer.NewBundle(root); err != nil {
+			return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
+		}
+	}
+	chain, err := verifyChain(final.Status.Certificate, req, anchors, now)
+	if outlives, ok := errors.AsType[*outlivesError](err); ok {
+		s.issuerEnds.Store(&issuerEnd{ref: snapshot.Ref, ends: outlives.issuer})
+		err = fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
+		if s.clamp(req.Lifetime, snapshot.Ref, now) == req.Lifetime {
+			return nil, err
+		}
+		return nil, &anotherAttempt{causeOutlives, err}
+	}
+	if met && stale(final, now) {
+		return nil, &anotherAttempt{causeStale, fmt.Errorf("%w: CertificateRequest %s was answered before", ErrNotReady, final.Name)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
+	}
+	ends := chain.Anchor.NotAfter
+	for _, ca := range chain.Intermediates {
+		if ca.NotAfter.Before(ends) {
+			ends = ca.NotAfter
+		}
+	}
+	s.issuerEnds.Store(&issuerEnd{ref: snapshot.Ref, ends: ends})
+	chain.Anchors = anchors
+	chain.Request = RequestRef{Name: final.Name, UID: final.UID}
+	return chain, nil
+}
+
+// clamp shortens a lifetime to what the issuer itself has left, as far as that is known (R38).
+func (s *Signer) clamp(lifetime time.Duration, ref issuer.Ref, now time.Time) time.Duration {
+	known := s.issuerEnds.Load()
+	if known == nil || known.ref != ref {
+		return lifetime
+	}
+	left := known.ends.Sub(now)
+	// The issuer adds the lifetime to the moment at which it signs, which may be a while from now.
+	left = (left - min(left/8, s.cfg.TimeoutOrDefault())).Truncate(time.Second)
+	if left >= lifetime || left < time.Second {
+		// Nothing is left: the issuer may have been renewed since, so ask and let the answer decide.
+		return lifetime
+	}
+	return left
+}
+
+// create makes want, or finds the object that an earlier try made, which met says. An API server that
+// doesn't answer is asked again for a while: the name makes that safe.
+func (s *Signer) create(ctx context.Context, want *cmapi.CertificateRequest, longest time.Duration) (cr *cmapi.CertificateRequest, met bool, err error) {
+	began, pause := time.Now(), 50*time.Millisecond
+	for {
+		cr := want.DeepCopy()
+		err := s.cluster.Client.Create(ctx, cr)
+		if err == nil {
+			return cr, false, nil
+		}
+		err = fmt.Errorf("create CertificateRequest %s/%s: %w", want.Namespace, want.Name, err)
+		if apierrors.IsAlreadyExists(err) {
+			if cr, err = s.meet(ctx, want, longest); err == nil {
+				return cr, true, nil
+			}
+			if _, ok := errors.AsType[*anotherAttempt](err); ok || errors.Is(err, ErrFailed) {
+				return nil, false, err
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, false, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		case refused(err):
+			return nil, false, fmt.Errorf("%w: %w", ErrFailed, err)
+		case time.Since(began) > maxUnreachable:
+			return nil, false, fmt.Errorf("%w: %w", ErrNotReady, err)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, false, err
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+// meet reads the object that has the name of want and decides whether it is ours to use.
+func (s *Signer) meet(ctx context.Context, want *cmapi.CertificateRequest, longest time.Duration) (*cmapi.CertificateRequest, error) {
+	var found cmapi.CertificateRequest
+	if err := s.cluster.Reader.Get(ctx, client.ObjectKeyFromObject(want), &found); err != nil {
+		return nil, fmt.Errorf("get CertificateRequest %s/%s: %w", want.Namespace, want.Name, err)
+	}
+	if why := differs(&found, want, s.cluster.Username, longest); why != "" {
+		return nil, fmt.Errorf("%w: CertificateRequest %s/%s exists and is not ours: %s", ErrFailed, want.Namespace, want.Name, why)
+	}
+	if found.DeletionTimestamp != nil {
+		return nil, &anotherAttempt{causeDeleted, fmt.Errorf("%w: CertificateRequest %s is being deleted", ErrNotReady, want.Name)}
+	}
+	return &found, nil
+}
+
+// refused says that the API server decided against the object, so that the same one won't pass later.
+func refused(err error) bool {
+	return apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) ||
+		apierrors.IsRequestEntityTooLargeError(err) || apierrors.IsMethodNotSupported(err)
+}
+
+// stale says that a finished request is too old to answer a repeat: its leaf has lived a tenth.
+func stale(final *cmapi.CertificateRequest, now time.Time) bool {
+	certs, err := ParseChain(final.Status.Certificate)
+	if err != nil {
+		return false
+	}
+	leaf := certs[0]
+	return now.Sub(leaf.NotBefore) > leaf.NotAfter.Sub(leaf.NotBefore)/reuseFraction
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,316 @@
+// Package replica runs Signet as it runs in a cluster: the real program (bin/signet) as a process,
+// under its own ServiceAccount, with the rights of deploy/rbac.yaml and no others.
+//
+//	r, err := replica.Start(ctx, plane, replica.Config{Namespace: ns, RootPEM: root})
+//	defer r.Stop()
+//	client, err := meshclient.Dial(r.CSR(), root, meshclient.SidecarTLS(...))
+package replica
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"sigs.k8s.io/yaml"
+
+	"github.com/signet-ca/signet/test/controlplane"
+	"github.com/signet-ca/signet/test/process"
+)
+
+// ServerName is a name that every replica's serving certificate has besides those of its Service; it
+// is the one that Istio's agent verifies when it connects to localhost (R4).
+const ServerName = "istiod.istio-system.svc"
+
+// Config says which Signet is run.
+type Config struct {
+	// Namespace is Signet's own; it exists, with the issuer in it.
+	Namespace string
+	// Issuer is the issuer's name. Default istio-ca.
+	Issuer string
+	// RootPEM is written to a file that pins the trust anchors. Where it is empty, Settings says where
+	// they come from.
+	RootPEM []byte
+	// Settings are further settings by their path in the file, such as "ca.lifetime.min": "5s".
+	Settings map[string]any
+	// Kubeconfig overrides that of the ServiceAccount.
+	Kubeconfig string
+	// WithoutRights leaves deploy/rbac.yaml out: only the ServiceAccount is made.
+	WithoutRights bool
+	// DontWait returns as soon as the endpoints listen, ready or not.
+	DontWait bool
+	// Dir is where the configuration and the log are written. Default a directory of its own below the
+	// control plane's.
+	Dir string
+	// Env is added to the environment of the process.
+	Env []string
+}
+
+// Replica is a running Signet. Safe for concurrent use.
+type Replica struct {
+	proc    *process.Process
+	dir     string
+	config  string            // path of the configuration file
+	address map[string]string // endpoint to host:port
+}
+
+// Start installs the rights, starts the program, and returns when it is ready. The error holds the
+// end of the log where it doesn't become ready before ctx ends, or within two minutes.
+func Start(ctx context.Context, plane *controlplane.Plane, cfg Config) (*Replica, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	binary, err := process.Find("signet", "SIGNET_BIN")
+	if err != nil {
+		return nil, err
+	}
+	if err := install(ctx, plane, cfg); err != nil {
+		return nil, err
+	}
+	kubeconfig := cfg.Kubeconfig
+	if kubeconfig == "" {
+		if kubeconfig, err = plane.KubeconfigAs(ctx, cfg.Namespace, "signet"); err != nil {
+			return nil, err
+		}
+	}
+	dir := cfg.Dir
+	if dir == "" {
+		if dir, err = os.MkdirTemp(plane.Dir(), "signet-"); err != nil {
+			return nil, err
+		}
+	}
+	path, err := writeConfig(dir, cfg)
+	if err != nil {
+		return nil, err
+	}
+
+	r := &Replica{dir: dir, config: path, address: make(map[string]string)}
+	watch := &listening{want: 3, found: r.address, done: make(chan struct{})}
+	log, err := os.OpenFile(filepath.Join(dir, "signet.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(binary, "--config", path, "--kubeconfig", kubeconfig)
+	cmd.Env = append(os.Environ(), cfg.Env...)
+	cmd.Stderr = io.MultiWriter(log, watch)
+	if r.proc, err = process.Start(cmd, log.Name()); err != nil {
+		return nil, fmt.Errorf("start signet: %w", err)
+	}
+	if err := r.await(ctx, watch.done, !cfg.DontWait); err != nil {
+		r.proc.Kill()
+		return nil, fmt.Errorf("start signet: %w; the end of its log:\n%s", err, process.Tail(log.Name(), 20))
+	}
+	return r, nil
+}
+
+// install makes the ServiceAccount, and the rights of deploy/rbac.yaml for the namespace.
+func install(ctx context.Context, plane *controlplane.Plane, cfg Config) error {
+	if cfg.WithoutRights {
+		return plane.ServiceAccount(ctx, cfg.Namespace, "signet")
+	}
+	root, err := process.Root()
+	if err != nil {
+		return err
+	}
+	manifest, err := os.ReadFile(filepath.Join(root, "deploy", "rbac.yaml"))
+	if err != nil {
+		return err
+	}
+	return plane.Apply(ctx, bytes.ReplaceAll(manifest, []byte("istio-system"), []byte(cfg.Namespace)))
+}
+
+func writeConfig(dir string, cfg Config) (string, error) {
+	settings := map[string]any{}
+	set(settings, "namespace", cfg.Namespace)
+	set(settings, "issuer.name", "istio-ca")
+	if cfg.Issuer != "" {
+		set(settings, "issuer.name", cfg.Issuer)
+	}
+	for _, endpoint := range []string{"ca", "metrics", "health"} {
+		set(settings, endpoint+".listen", "127.0.0.1:0")
+	}
+	set(settings, "serving.dnsNames", []any{"localhost", ServerName})
+	set(settings, "serving.ipAddresses", []any{"127.0.0.1"})
+	set(settings, "shutdown.delay", "100ms")
+	if len(cfg.RootPEM) > 0 {
+		path := filepath.Join(dir, "roots.pem")
+		if err := os.WriteFile(path, cfg.RootPEM, 0o600); err != nil {
+			return "", err
+		}
+		set(settings, "roots.file", path)
+	}
+	for path, value := range cfg.Settings {
+		set(settings, path, value)
+	}
+	text, err := yaml.Marshal(settings)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "signet.yaml")
+	return path, os.WriteFile(path, text, 0o600)
+}
+
+// set puts value at a dotted path.
+func set(settings map[string]any, path string, value any) {
+	first, rest, nested := strings.Cut(path, ".")
+	if !nested {
+		settings[first] = value
+		return
+	}
+	below, ok := settings[first].(map[string]any)
+	if !ok {
+		below = make(map[string]any)
+		settings[first] = below
+	}
+	set(below, rest, value)
+}
+
+// listening reads the addresses of the endpoints from the log as it is written.
+type listening struct {
+	want int
+	done chan struct{} // closed when all are found
+
+	mu    sync.Mutex // guards the following
+	line  []byte
+	found map[string]string
+}
+
+func (l *listening) Write(text []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.line = append(l.line, text...)
+	for {
+		line, rest, ok := bytes.Cut(l.line, []byte("\n"))
+		if !ok {
+			return len(text), nil
+		}
+		l.line = rest
+		var entry struct{ Msg, Endpoint, Address string }
+		if len(l.found) < l.want && json.Unmarshal(line, &entry) == nil && entry.Msg == "listening" {
+			l.found[entry.Endpoint] = entry.Address
+			if len(l.found) == l.want {
+				close(l.done)
+			}
+		}
+	}
+}
+
+func (r *Replica) await(ctx context.Context, listening <-chan struct{}, ready bool) error {
+	select {
+	case <-listening:
+	case <-r.proc.Done():
+		return fmt.Errorf("it ended: %w", r.proc.Exit())
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !ready {
+		return nil
+	}
+	return r.WaitReady(ctx)
+}
+
+// CSR is the address of the gRPC endpoint.
+func (r *Replica) CSR() string { return r.address["csr"] }
+
+// MetricsURL is where the metrics are.
+func (r *Replica) MetricsURL() string { return "http://" + r.address["metrics"] + "/metrics" }
+
+// HealthURL is the base of /livez and /readyz.
+func (r *Replica) HealthURL() string { return "http://" + r.address["health"] }
+
+// ConfigFile is the path of the configuration file.
+func (r *Replica) ConfigFile() string { return r.config }
+
+// Process is the running program.
+func (r *Replica) Process() *process.Process { return r.proc }
+
+// Log is everything that was logged so far.
+func (r *Replica) Log() (string, error) {
+	text, err := os.ReadFile(r.proc.Log())
+	return string(text), err
+}
+
+// Readyz asks /readyz.
+func (r *Replica) Readyz(ctx context.Context) (code int, body string, err error) {
+	return get(ctx, r.HealthURL()+"/readyz")
+}
+
+// WaitReady waits until the replica is ready. The error holds the last answer where ctx ends first.
+func (r *Replica) WaitReady(ctx context.Context) error {
+	tick := time.NewTicker(25 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		code, body, err := r.Readyz(ctx)
+		if err == nil && code == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-r.proc.Done():
+			return fmt.Errorf("it ended: %w", r.proc.Exit())
+		case <-ctx.Done():
+			return fmt.Errorf("not ready: %w: %v\n%s", ctx.Err(), err, body)
+		}
+	}
+}
+
+// Metric sums up the samples of one metric whose labels have all the values in labels: histograms by
+// the number of what they observed. One that isn't there is 0.
+func (r *Replica) Metric(ctx context.Context, name string, labels map[string]string) (float64, error) {
+	_, body, err := get(ctx, r.MetricsURL())
+	if err != nil {
+		return 0, err
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
+	if err != nil {
+		return 0, fmt.Errorf("parse metrics of signet: %w", err)
+	}
+	sum := 0.0
+	for _, sample := range families[name].GetMetric() {
+		if matches(sample, labels) {
+			sum += sample.GetCounter().GetValue() + sample.GetGauge().GetValue() + float64(sample.GetHistogram().GetSampleCount())
+		}
+	}
+	return sum, nil
+}
+
+func matches(sample *dto.Metric, labels map[string]string) bool {
+	found := 0
+	for _, label := range sample.GetLabel() {
+		if value, ok := labels[label.GetName()]; ok && value == label.GetValue() {
+			found++
+		}
+	}
+	return found == len(labels)
+}
+
+func get(ctx context.Context, url string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(body), err
+}
+
+// Stop stops the program gracefully, and kills it after a minute.
+func (r *Replica) Stop() { r.proc.Stop(time.Minute) }
+
+// Kill ends the program at once.
+func (r *Replica) Kill() { r.proc.Kill() }
