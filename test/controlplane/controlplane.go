@@ -39,6 +39,8 @@ import (
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/test/process"
 )
 
 // Config says how a control plane is built. The zero value is right for tests.
@@ -101,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (*Plane, error) {
 }
 
 func (p *Plane) start(ctx context.Context) error {
-	binary, err := findBinary()
+	binary, err := process.Find("kube", "SIGNET_KUBE")
 	if err != nil {
 		return err
 	}

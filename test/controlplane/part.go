@@ -1,17 +1,16 @@
 package controlplane
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/signet-ca/signet/test/process"
 )
 
 const (
@@ -31,7 +30,8 @@ type Part struct {
 
 	// mu guards the following, and is held while the part starts and stops.
 	mu     sync.Mutex
-	proc   *process // nil when stopped
+	proc   *process.Process // nil when stopped
+	stdin  *os.File         // our end of its standard input
 	paused bool
 }
 
@@ -49,10 +49,10 @@ func (part *Part) Log() string { return part.log }
 func (part *Part) PID() int {
 	part.mu.Lock()
 	defer part.mu.Unlock()
-	if part.proc == nil || part.proc.ended() {
+	if part.proc == nil || part.proc.Ended() {
 		return 0
 	}
-	return part.proc.cmd.Process.Pid
+	return part.proc.PID()
 }
 
 // Start starts the part, on the port it always had, and returns when it is ready. It does nothing
@@ -61,20 +61,21 @@ func (part *Part) PID() int {
 func (part *Part) Start(ctx context.Context) error {
 	part.mu.Lock()
 	defer part.mu.Unlock()
-	if part.proc != nil && !part.proc.ended() {
-		return nil
+	if part.proc != nil {
+		if !part.proc.Ended() {
+			return nil
+		}
+		part.end()
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 
-	proc, err := launch(part.binary, part.args, part.log)
-	if err != nil {
+	var err error
+	if part.proc, part.stdin, err = launch(part.binary, part.args, part.log); err != nil {
 		return fmt.Errorf("start %s: %w", part.name, err)
 	}
-	part.proc, part.paused = proc, false
 	if err := part.awaitReady(ctx); err != nil {
-		proc.kill()
-		part.proc = nil
+		part.end()
 		return fmt.Errorf("start %s: %w; the end of its log:\n%s", part.name, err, part.LogTail(20))
 	}
 	return nil
@@ -89,14 +90,14 @@ func (part *Part) awaitReady(ctx context.Context) error {
 		err := part.ready(probeCtx)
 		cancel()
 		// Whoever answers on the port may be another process, if ours could not have it.
-		if part.proc.ended() {
-			return fmt.Errorf("ended before it was ready: %w", part.proc.exit())
+		if part.proc.Ended() {
+			return fmt.Errorf("ended before it was ready: %w", part.proc.Exit())
 		}
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-part.proc.done:
+		case <-part.proc.Done():
 		case <-tick.C:
 		case <-ctx.Done():
 			return fmt.Errorf("not ready: %w: %w", ctx.Err(), err)
@@ -111,24 +112,17 @@ func (part *Part) awaitReady(ctx context.Context) error {
 func (part *Part) Stop() error {
 	part.mu.Lock()
 	defer part.mu.Unlock()
-	proc := part.proc
-	if proc == nil {
+	if part.proc == nil {
 		return nil
 	}
-	part.proc = nil
-	if proc.ended() {
-		return fmt.Errorf("stop %s: had ended by itself: %w; the end of its log:\n%s", part.name, proc.exit(), part.LogTail(20))
+	defer part.end()
+	if part.proc.Ended() {
+		return fmt.Errorf("stop %s: had ended by itself: %w; the end of its log:\n%s", part.name, part.proc.Exit(), part.LogTail(20))
 	}
 	if part.paused {
-		part.paused = false
-		_ = proc.signal(syscall.SIGCONT) // if it cannot be resumed it will be killed
+		_ = part.proc.Signal(syscall.SIGCONT) // if it cannot be resumed it will be killed
 	}
-	_ = proc.signal(syscall.SIGTERM)
-	select {
-	case <-proc.done:
-	case <-time.After(stopTimeout):
-	}
-	proc.kill()
+	part.proc.Stop(stopTimeout)
 	return nil
 }
 
@@ -138,8 +132,7 @@ func (part *Part) Kill() {
 	part.mu.Lock()
 	defer part.mu.Unlock()
 	if part.proc != nil {
-		part.proc.kill()
-		part.proc, part.paused = nil, false
+		part.end()
 	}
 }
 
@@ -156,7 +149,7 @@ func (part *Part) setPaused(paused bool, sig syscall.Signal) error {
 	if part.proc == nil {
 		return fmt.Errorf("send %v to %s: %w", sig, part.name, os.ErrProcessDone)
 	}
-	if err := part.proc.signal(sig); err != nil {
+	if err := part.proc.Signal(sig); err != nil {
 		return fmt.Errorf("send %v to %s: %w", sig, part.name, err)
 	}
 	part.paused = paused
@@ -164,93 +157,28 @@ func (part *Part) setPaused(paused bool, sig syscall.Signal) error {
 }
 
 // LogTail returns the last lines of the part's log, at most n of them.
-func (part *Part) LogTail(n int) string {
-	const most = 64 << 10
-	f, err := os.Open(part.log)
-	if err != nil {
-		return err.Error()
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > most {
-		_, _ = f.Seek(-most, 2)
-	}
-	var buf bytes.Buffer
-	if _, err := buf.ReadFrom(f); err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimRight(buf.String(), "\n"), "\n")
-	return strings.Join(lines[max(0, len(lines)-n):], "\n")
-}
+func (part *Part) LogTail(n int) string { return process.Tail(part.log, n) }
 
-// A process is one life of a part.
-type process struct {
-	cmd   *exec.Cmd
-	stdin *os.File      // our end of the pipe: the part ends when it is closed
-	done  chan struct{} // closed when the process has ended
-	err   error         // how it ended; written before done is closed
-}
-
-// launch starts a process whose standard error goes to the end of the file log. It is in a process
-// group of its own, so that an interrupt from the terminal reaches only us, who then stop it.
-func launch(binary string, args []string, log string) (*process, error) {
-	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer out.Close()
+// launch starts a process whose output goes to the end of the file log. The pipe on its standard
+// input tells it when we end, should the kernel not do so: it ends when stdin is closed.
+func launch(binary string, args []string, log string) (proc *process.Process, stdin *os.File, err error) {
 	theirs, ours, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer theirs.Close()
-
-	p := &process{cmd: exec.Command(binary, args...), stdin: ours, done: make(chan struct{})}
-	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = theirs, out, out
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	dieWithParent(p.cmd.SysProcAttr)
-
-	started := make(chan error, 1)
-	go func() {
-		// To Linux the parent is the thread that started the process, so this one has to stay as
-		// long as the process does.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.err = p.cmd.Wait()
-			ours.Close()
-			close(p.done)
-		}
-	}()
-	if err := <-started; err != nil {
-		ours.Close()
-		return nil, err
+	cmd := exec.Command(binary, args...)
+	cmd.Stdin = theirs
+	proc, err = process.Start(cmd, log)
+	if err != nil {
+		return nil, nil, errors.Join(err, ours.Close())
 	}
-	return p, nil
+	return proc, ours, nil
 }
 
-func (p *process) ended() bool {
-	select {
-	case <-p.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// exit says how the process ended, never nil. Only for one that has.
-func (p *process) exit() error {
-	if p.err == nil {
-		return errors.New("exit status 0")
-	}
-	return p.err
-}
-
-func (p *process) signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
-
-// kill ends the process if it has not ended yet, and waits until it has.
-func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // the only error is that it has ended
-	<-p.done
+// end kills the process of the part if it has not ended yet, and forgets it. The caller holds mu.
+func (part *Part) end() {
+	part.proc.Kill()
+	part.stdin.Close()
+	part.proc, part.stdin, part.paused = nil, nil, false
 }

@@ -7,13 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/signet-ca/signet/test/process"
 )
 
 // AgentConfig says as which workload an [Agent] runs. Address, Roots and ID are required.
@@ -81,10 +81,10 @@ type Agent struct {
 // StartAgent starts an agent, which runs until Stop is called, ctx is done, or this process ends in
 // any way. It returns once the process runs; [Agent.WaitRotations] with 0 waits for its certificate.
 //
-// The binary is bin/pilot-agent in the working directory or one above it, or what the environment
-// variable SIGNET_PILOT_AGENT names.
+// The program is bin/pilot-agent of the repository, or what the environment variable
+// SIGNET_PILOT_AGENT names.
 func StartAgent(ctx context.Context, config AgentConfig) (*Agent, error) {
-	binary, err := agentBinary()
+	binary, err := process.Find("pilot-agent", "SIGNET_PILOT_AGENT")
 	if err != nil {
 		return nil, err
 	}
@@ -112,45 +112,22 @@ func (a *Agent) start(ctx context.Context, binary string, env []string, config A
 	if err := a.prepare(config); err != nil {
 		return err
 	}
-	logFile, err := os.Create(a.LogFile())
+	cmd := exec.Command(binary, "proxy", "sidecar")
+	cmd.Dir = a.dir
+	cmd.Env = env
+	proc, err := process.Start(cmd, a.LogFile())
 	if err != nil {
 		return err
 	}
+	a.pid = proc.PID()
 	ctx, a.stop = context.WithCancel(ctx)
-	cmd := exec.CommandContext(ctx, binary, "proxy", "sidecar")
-	cmd.Dir = a.dir
-	cmd.Env = env
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 5 * time.Second // then it is killed
-	cmd.SysProcAttr = endWithParent()
-
-	started := make(chan error, 1)
-	exited := make(chan error, 1)
-	go func() {
-		// The kernel ends the agent when the thread that started it ends, not the process (PR_SET_PDEATHSIG),
-		// so that thread stays with this goroutine for as long as the agent runs. It would be
-		// waiting for the agent in the kernel anyway.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			exited <- cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
-		a.stop()
-		return errors.Join(err, logFile.Close())
-	}
-	a.pid = cmd.Process.Pid
 	go func() {
 		defer close(a.done)
-		err := a.watch(ctx, exited)
+		err := a.watch(ctx, proc)
 		a.stop()
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.exitErr = errors.Join(err, logFile.Close())
+		a.exitErr = err
 	}()
 	return nil
 }
@@ -223,28 +200,6 @@ func (c AgentConfig) environment() ([]string, error) {
 		env = append(env, "PROV_CERT=./"+outputDir)
 	}
 	return append(env, c.Env...), nil
-}
-
-// agentBinary finds the binary, so that tests need not know how deep they lie in the tree.
-func agentBinary() (string, error) {
-	if path := os.Getenv("SIGNET_PILOT_AGENT"); path != "" {
-		return path, nil
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", fmt.Errorf("find bin/pilot-agent: %w", err)
-	}
-	for {
-		path := filepath.Join(dir, "bin", "pilot-agent")
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-			return path, nil
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", errors.New("bin/pilot-agent is missing: run `make bin`, or set SIGNET_PILOT_AGENT to its path")
-		}
-		dir = parent
-	}
 }
 
 // SetToken replaces the token, as the kubelet does. The next request sends it.

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/signet-ca/signet/test/process"
 )
 
 // outputDir is where the agent writes key.pem, cert-chain.pem and root-cert.pem.
@@ -111,21 +113,18 @@ func (a *Agent) readCertificate() (*Certificate, error) {
 func (a *Agent) output(file string) string { return filepath.Join(a.dir, outputDir, file) }
 
 // watch counts the certificates the agent gets, until it has exited. Once ctx is done, that is no error.
-func (a *Agent) watch(ctx context.Context, exited <-chan error) error {
+func (a *Agent) watch(ctx context.Context, proc *process.Process) error {
 	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	var chain []byte
 	var seen os.FileInfo
 	for {
 		select {
-		case err := <-exited:
-			if ctx.Err() != nil {
-				return nil
-			}
-			if err == nil {
-				err = errors.New("agent ended by itself")
-			}
-			return err
+		case <-ctx.Done():
+			proc.Stop(5 * time.Second)
+			return nil
+		case <-proc.Done():
+			return fmt.Errorf("the agent ended by itself: %w", proc.Exit())
 		case <-tick.C:
 		}
 		// The agent renames a new file over the old one, and only when the content differs.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -129,8 +130,7 @@ func TestAgent_FailsInWords(t *testing.T) {
 	require.ErrorIs(t, agent.WaitRotations(agentContext(t), 0), errStopped)
 	require.ErrorContains(t, agent.Stop(), "exit status 1")
 
-	t.Chdir(t.TempDir())
-	t.Setenv("SIGNET_PILOT_AGENT", "")
+	t.Setenv("SIGNET_PILOT_AGENT", filepath.Join(t.TempDir(), "pilot-agent"))
 	_, err = StartAgent(t.Context(), config)
 	require.ErrorContains(t, err, "make bin")
 }
