@@ -12,7 +12,6 @@ import (
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
@@ -53,7 +52,6 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	log.Info("starting", "version", version(), "username", username, "namespace", cfg.Namespace, "issuer", cfg.Issuer.String(), "trust_domain", cfg.CA.TrustDomain.Name())
 
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ours := prometheus.WrapRegistererWithPrefix("signet_", registry)
 
 	// issuer: what is in force.
@@ -97,6 +95,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 		},
 		issuer: condition,
 	})
+	// The library's registry has what is known of the Go runtime and the process.
 	metrics.Handle("/metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, ctrlmetrics.Registry}, promhttp.HandlerOpts{}))
 	healthServer, err := listenHTTP(ctx, "health", cfg.Health.Listen, ":6060", health, log)
 	if err != nil {

@@ -42,7 +42,8 @@ type Config struct {
 	// RootPEM is written to a file that pins the trust anchors. Where it is empty, Settings says where
 	// they come from.
 	RootPEM []byte
-	// Settings are further settings by their path in the file, such as "ca.lifetime.min": "5s".
+	// Settings are further settings by their path in the file, such as "ca.lifetime.min": "5s". The log
+	// must stay JSON with level info or below, because it tells the addresses.
 	Settings map[string]any
 	// Kubeconfig overrides that of the ServiceAccount.
 	Kubeconfig string
@@ -267,9 +268,12 @@ func (r *Replica) WaitReady(ctx context.Context) error {
 // Metric sums up the samples of one metric whose labels have all the values in labels: histograms by
 // the number of what they observed. One that isn't there is 0.
 func (r *Replica) Metric(ctx context.Context, name string, labels map[string]string) (float64, error) {
-	_, body, err := get(ctx, r.MetricsURL())
+	code, body, err := get(ctx, r.MetricsURL())
 	if err != nil {
 		return 0, err
+	}
+	if code != http.StatusOK {
+		return 0, fmt.Errorf("get metrics of signet: status %d: %.300s", code, body)
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
