@@ -137,6 +137,8 @@ func (c Config) Validate(p setting.Problems) {
 	at.Count("connections", c.Admission.Connections, 1, 1_000_000)
 }
 
+func (c Config) requestTimeout() time.Duration { return c.RequestTimeout.Or(25 * time.Second) }
+
 func (c Config) clusterID() string {
 	if c.ClusterID == "" {
 		return "Kubernetes"

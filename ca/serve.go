@@ -118,7 +118,7 @@ func (e *Endpoint) grpcServer() *grpc.Server {
 			Time:                  30 * time.Second,
 			Timeout:               10 * time.Second,
 			MaxConnectionAge:      30 * time.Minute,
-			MaxConnectionAgeGrace: cfg.RequestTimeout.Or(25*time.Second) + 10*time.Second,
+			MaxConnectionAgeGrace: cfg.requestTimeout() + 10*time.Second,
 		}),
 	)
 }

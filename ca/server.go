@@ -87,6 +87,7 @@ func (s *Server) serviceDesc() *grpc.ServiceDesc {
 
 // exchange is one request on its way: what is known of it so far, for its one line in the log.
 type exchange struct {
+	began    time.Time
 	address  string
 	agent    string // the client's user-agent
 	caller   *Caller
@@ -96,19 +97,18 @@ type exchange struct {
 
 // createCertificate answers one request, and counts and logs its outcome.
 func (s *Server) createCertificate(_ any, stream grpc.ServerStream) (err error) {
-	began := time.Now()
+	x := exchange{began: time.Now()}
 	s.metrics.inFlight.Inc()
 	defer s.metrics.inFlight.Dec()
-	ctx, cancel := context.WithTimeout(stream.Context(), s.cfg.RequestTimeout.Or(25*time.Second))
+	ctx, cancel := context.WithDeadline(stream.Context(), x.began.Add(s.cfg.requestTimeout()))
 	defer cancel()
 
-	var x exchange
 	defer func() {
 		if cause := recover(); cause != nil {
 			s.log.Error("panic while a request was answered", "cause", cause, "stack", string(debug.Stack()))
 			err = kindInternal.because("panic: %v", cause)
 		}
-		err = s.finish(&x, began, err)
+		err = s.finish(&x, err)
 	}()
 	response, err := s.handle(ctx, stream, &x)
 	if err != nil {
@@ -179,8 +179,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	// 6. Sign. A caller that leaves now doesn't end it: the CertificateRequest exists, others may wait
 	// for the same one, and the slot is taken until the issuer is done with it.
 	step = time.Now()
-	deadline, _ := ctx.Deadline()
-	signing, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	signing, cancel := context.WithDeadline(context.WithoutCancel(ctx), x.began.Add(s.cfg.requestTimeout()))
 	defer cancel()
 	x.chain, err = s.signer.Sign(signing, signer.Request{
 		CSR:         csr,
@@ -269,8 +268,8 @@ func receiveRefusal(err error) error {
 }
 
 // finish counts and logs the outcome, and is what the caller gets.
-func (s *Server) finish(x *exchange, began time.Time, err error) error {
-	took := time.Since(began)
+func (s *Server) finish(x *exchange, err error) error {
+	took := time.Since(x.began)
 	facts := []any{"address", x.address, "agent", x.agent, "took_seconds", took.Seconds()}
 	if x.caller != nil {
 		facts = append(facts, "caller", x.caller.ID.String(), "pod", x.caller.PodName, "node", x.caller.NodeName)
