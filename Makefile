@@ -47,7 +47,7 @@ gcc:
 demo: bin ## a real mesh in miniature, live; ONCE=1 ends after every workload has renewed once
 	$(call say,starting the demo)
 	cd test && go build -o $(BIN)/demo ./demo
-	exec $(BIN)/demo $(if $(ONCE),--once) $(if $(DEMO_DIR),--dir $(DEMO_DIR))
+	exec $(BIN)/demo $(if $(filter-out 0,$(ONCE)),--once) $(if $(DEMO_DIR),--dir '$(DEMO_DIR)')
 
 test: bin race unit controlplane e2e istio ## run all tests, with the race detector
 	$(call say,all tests passed)
@@ -58,7 +58,7 @@ unit: gcc
 
 controlplane: bin race
 	$(call say,tests on the control plane and with pilot-agent)
-	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 1 $$(go list ./... | grep -v -e /e2e -e /bench -e /demo)
+	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 1 $$(go list ./... | grep -v -e /e2e -e /bench)
 
 e2e: bin race ## only the tests that drive a running Signet
 	$(call say,tests that drive a running Signet)

@@ -21,7 +21,7 @@ const leaseName = "signet"
 // Times of the lease: another replica takes over leaseDuration after the last renewal.
 const (
 	leaseDuration = 30 * time.Second
-	renewDeadline = 20 * time.Second
+	renewDeadline = 10 * time.Second // also bounds how long a stop waits for an API server that is away
 	retryPeriod   = 5 * time.Second
 )
 
