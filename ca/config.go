@@ -27,7 +27,7 @@ type Config struct {
 	// Admission bounds what is taken on at once.
 	Admission AdmissionConfig `json:"admission,omitempty"`
 	// RequestTimeout bounds one request from its arrival to its answer, because Istio's clients set no
-	// deadline (R12). Default 25s; it should be longer than signer.timeout.
+	// deadline (R12). It must not be shorter than signer.timeout. Default signer.timeout and 5s more.
 	RequestTimeout setting.Duration `json:"requestTimeout,omitempty"`
 
 	// TrustDomain, ClusterID and Usages are those of the whole configuration.
@@ -112,6 +112,7 @@ func (c Config) Validate(p setting.Problems) {
 			p.Addf("keys", "%q is no kind of key; they are %s", key, strings.Join(allKeys, ", "))
 		}
 	}
+	p.Address("listen", c.Listen)
 	c.Token.Validate(p.At("token"))
 	p.Duration("requestTimeout", c.RequestTimeout, time.Second, 5*time.Minute)
 

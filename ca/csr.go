@@ -75,10 +75,45 @@ func parseCSR(text string) (*x509.CertificateRequest, error) {
 		return nil, kindCSRMalformed.saying("text follows the PEM block")
 	}
 	csr, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
+	if err != nil || !wholeCSR(block.Bytes) {
 		return nil, kindCSRMalformed.saying("it must be a PKCS#10 request in DER")
 	}
 	return csr, nil
+}
+
+// wholeCSR says whether der is a CertificationRequest (RFC 2986 §4.2) and every structure in it that Go
+// reads holds nothing after what it reads: Go passes over surplus elements, other readers may not, and
+// the bytes go to the issuer as they are. The attributes are for checkAttributes.
+func wholeCSR(der []byte) bool {
+	input := cryptobyte.String(der)
+	var request, info, key cryptobyte.String
+	return input.ReadASN1(&request, cbasn1.SEQUENCE) && input.Empty() &&
+		request.ReadASN1(&info, cbasn1.SEQUENCE) &&
+		wholeAlgorithm(&request) && request.SkipASN1(cbasn1.BIT_STRING) && request.Empty() &&
+		info.SkipASN1(cbasn1.INTEGER) && info.SkipASN1(cbasn1.SEQUENCE) &&
+		info.ReadASN1(&key, cbasn1.SEQUENCE) && wholeAlgorithm(&key) && key.SkipASN1(cbasn1.BIT_STRING) && key.Empty()
+}
+
+// wholeAlgorithm reads an AlgorithmIdentifier (RFC 5280 §4.1.1.2): an OID and at most one parameter.
+func wholeAlgorithm(input *cryptobyte.String) bool {
+	var algorithm, parameters cryptobyte.String
+	var oid asn1.ObjectIdentifier
+	var tag cbasn1.Tag
+	return input.ReadASN1(&algorithm, cbasn1.SEQUENCE) && algorithm.ReadASN1ObjectIdentifier(&oid) &&
+		(algorithm.Empty() || algorithm.ReadAnyASN1(&parameters, &tag) && algorithm.Empty())
+}
+
+// wholeExtensions reads a list of extensions (RFC 5280 §4.1): an OID, perhaps a flag, and a value each.
+func wholeExtensions(list cryptobyte.String) bool {
+	for !list.Empty() {
+		var extension cryptobyte.String
+		var oid asn1.ObjectIdentifier
+		if !list.ReadASN1(&extension, cbasn1.SEQUENCE) || !extension.ReadASN1ObjectIdentifier(&oid) ||
+			!extension.SkipOptionalASN1(cbasn1.BOOLEAN) || !extension.SkipASN1(cbasn1.OCTET_STRING) || !extension.Empty() {
+			return false
+		}
+	}
+	return true
 }
 
 // otherIdentity is the workload identity that csr asks for where it is, in proper form, not id: the
@@ -197,6 +232,9 @@ func checkAttributes(csr *x509.CertificateRequest) error {
 		}
 		if seen || !values.ReadASN1(&extensions, cbasn1.SEQUENCE) || !values.Empty() {
 			return kindCSRExtensions.saying("extensions may be asked for once only")
+		}
+		if !wholeExtensions(extensions) {
+			return malformed
 		}
 		seen = true
 	}

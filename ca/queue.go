@@ -24,6 +24,7 @@ type queue struct {
 	mu      sync.Mutex // guards the following
 	held    int
 	waiting int
+	turns   int // members that wait
 	groups  map[string]*group
 	ring    *list.List    // of *group with waiting members, whose turn is next at the front
 	hold    time.Duration // how long a slot is held, as an average that follows the last ones
@@ -164,7 +165,7 @@ func (q *queue) tooLong(ctx context.Context, m *member) (time.Duration, bool) {
 	// Each of m's own requests before this one, and this one, waits for a turn of the whole ring at
 	// most; and m can't hold more slots than it may.
 	own := m.tickets.Len() + 1
-	ahead := min(q.waiting, own*q.waitingMembers())
+	ahead := min(q.waiting, own*(q.turns+1))
 	rounds := float64(ahead+1) / float64(q.slots)
 	if mine := float64(own) / float64(q.perMember); m.held >= q.perMember && mine > rounds {
 		rounds = mine
@@ -172,15 +173,6 @@ func (q *queue) tooLong(ctx context.Context, m *member) (time.Duration, bool) {
 	wait := time.Duration(rounds * float64(q.hold))
 	deadline, ok := ctx.Deadline()
 	return wait, ok && wait > time.Until(deadline)
-}
-
-// waitingMembers bounds how many members take turns.
-func (q *queue) waitingMembers() int {
-	n := 0
-	for e := q.ring.Front(); e != nil && n < q.waiting; e = e.Next() {
-		n += e.Value.(*group).ring.Len()
-	}
-	return n + 1
 }
 
 func (q *queue) find(groupName, memberName string) (*group, *member) {
@@ -201,6 +193,7 @@ func (q *queue) find(groupName, memberName string) (*group, *member) {
 func (q *queue) enlist(g *group, m *member) {
 	if m.turn == nil {
 		m.turn = g.ring.PushBack(m)
+		q.turns++
 	}
 	if g.turn == nil {
 		g.turn = q.ring.PushBack(g)
@@ -212,6 +205,7 @@ func (q *queue) delist(g *group, m *member) {
 	if m.tickets.Len() == 0 && m.turn != nil {
 		g.ring.Remove(m.turn)
 		m.turn = nil
+		q.turns--
 	}
 	if g.ring.Len() == 0 && g.turn != nil {
 		q.ring.Remove(g.turn)

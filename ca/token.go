@@ -164,7 +164,10 @@ func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, er
 	case <-flight.done:
 		return flight.caller, flight.err
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		if errors.Is(context.Cause(ctx), context.Canceled) {
+			return nil, kindCanceled.because("wait for a token review: %w", context.Cause(ctx))
+		}
+		return nil, kindReviewFailed.because("wait for a token review: %w", context.Cause(ctx))
 	}
 }
 

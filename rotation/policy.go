@@ -46,11 +46,15 @@ func renewIn(notBefore, notAfter, now time.Time) time.Duration {
 }
 
 // retryIn is the pause after the given number of failures in a row: a second, doubled each time, up
-// to a minute, and never more than a twentieth of the life that is left.
+// to a minute, and never more than a twentieth of the life that is left. Where none is left, a replica
+// waits to be of use again, so that the pause is ten seconds at most.
 func retryIn(failures int, left time.Duration) time.Duration {
 	pause := time.Minute
 	if failures < 7 {
 		pause = min(pause, time.Second<<(failures-1))
+	}
+	if left <= 0 {
+		return min(pause, 10*time.Second)
 	}
 	return min(pause, max(left/20, time.Second))
 }

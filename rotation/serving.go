@@ -148,6 +148,9 @@ func (s *Serving) Start(ctx context.Context) error {
 	}
 	for {
 		pause := s.renew(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():

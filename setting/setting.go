@@ -10,6 +10,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -37,6 +39,9 @@ func (d Duration) Or(fallback time.Duration) time.Duration {
 // UnmarshalJSON never fails: see [Duration].
 func (d *Duration) UnmarshalJSON(data []byte) error {
 	*d = Duration{}
+	if string(data) == "null" || string(data) == `""` {
+		return nil
+	}
 	var text string
 	if err := json.Unmarshal(data, &text); err != nil {
 		d.invalid = string(data)
@@ -92,6 +97,18 @@ func (p Problems) Duration(field string, d Duration, least, most time.Duration) 
 func (p Problems) Count(field string, n, least, most int) {
 	if n != 0 && (n < least || n > most) {
 		p.Addf(field, "%d is out of range; it must be between %d and %d", n, least, most)
+	}
+}
+
+// Address checks that address, where it is set, is one to listen on: a host, which may be empty, and a
+// port.
+func (p Problems) Address(field, address string) {
+	if address == "" {
+		return
+	}
+	_, port, err := net.SplitHostPort(address)
+	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
+		p.Addf(field, "%q is not an address to listen on; it must be HOST:PORT or :PORT", address)
 	}
 }
 

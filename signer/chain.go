@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
@@ -47,6 +48,11 @@ func (c *Chain) PEM() []string {
 
 // Lifetime is how long the leaf was issued for.
 func (c *Chain) Lifetime() time.Duration { return c.Leaf.NotAfter.Sub(c.Leaf.NotBefore) }
+
+// issuerEnds is when the first of the CA certificates above the leaf expires.
+func (c *Chain) issuerEnds() time.Time {
+	return pathEnds(slices.Concat([]*x509.Certificate{c.Leaf}, c.Intermediates, []*x509.Certificate{c.Anchor}))
+}
 
 // outlivesError says that the issuer's own chain ends before the leaf would. The next attempt can
 // ask for less (R38).
@@ -106,21 +112,59 @@ func verifyChain(text []byte, req *Request, anchors issuer.Bundle, now time.Time
 	if err != nil {
 		return nil, fmt.Errorf("the chain doesn't lead to a trust anchor in force: %w", err)
 	}
-	// The shortest path, so that no anchor is sent as an intermediate (R43).
-	path := slices.MinFunc(paths, func(a, b []*x509.Certificate) int { return len(a) - len(b) })
-	_, wantExtended := req.Usages.bits()
-	for _, ca := range path[1:] {
-		if err := mayIssue(ca, wantExtended); err != nil {
-			return nil, err
-		}
-		if leaf.NotAfter.After(ca.NotAfter) {
-			return nil, &outlivesError{leaf: leaf.NotAfter, issuer: ca.NotAfter}
-		}
-	}
-	if len(path) < 2 {
-		return nil, fmt.Errorf("the leaf itself is a trust anchor")
+	path, err := choosePath(paths, req.Usages)
+	if err != nil {
+		return nil, err
 	}
 	return &Chain{Leaf: leaf, Intermediates: path[1 : len(path)-1], Anchor: path[len(path)-1]}, nil
+}
+
+// choosePath is the path that the chain is sent as: of those that clients can verify for the leaf's
+// whole life, the shortest, so that no anchor is sent as an intermediate (R43), and of several of that
+// length the one that lasts longest, because a renewed root may have its predecessor's key and name.
+// The error is that of the path which comes closest.
+func choosePath(paths [][]*x509.Certificate, usages Usages) ([]*x509.Certificate, error) {
+	slices.SortStableFunc(paths, func(a, b []*x509.Certificate) int {
+		return cmp.Or(len(a)-len(b), pathEnds(b).Compare(pathEnds(a)))
+	})
+	var first error
+	for _, path := range paths {
+		err := checkPath(path, usages)
+		if err == nil {
+			return path, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return nil, first
+}
+
+func checkPath(path []*x509.Certificate, usages Usages) error {
+	if len(path) < 2 {
+		return fmt.Errorf("the leaf itself is a trust anchor")
+	}
+	_, extended := usages.bits()
+	for _, ca := range path[1:] {
+		if err := mayIssue(ca, extended); err != nil {
+			return err
+		}
+	}
+	if leaf, ends := path[0], pathEnds(path); leaf.NotAfter.After(ends) {
+		return &outlivesError{leaf: leaf.NotAfter, issuer: ends}
+	}
+	return nil
+}
+
+// pathEnds is when the first of the CA certificates above the leaf expires.
+func pathEnds(path []*x509.Certificate) time.Time {
+	ends := path[len(path)-1].NotAfter
+	for _, ca := range path[1:] {
+		if ca.NotAfter.Before(ends) {
+			ends = ca.NotAfter
+		}
+	}
+	return ends
 }
 
 // checkLeaf compares the leaf with what was asked for, everything but its times.

@@ -269,13 +269,7 @@ func (s *Signer) accept(req *Request, snapshot *issuer.Snapshot, final *cmapi.Ce
 	if err != nil {
 		return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
 	}
-	ends := chain.Anchor.NotAfter
-	for _, ca := range chain.Intermediates {
-		if ca.NotAfter.Before(ends) {
-			ends = ca.NotAfter
-		}
-	}
-	s.issuerEnds.Store(&issuerEnd{ref: snapshot.Ref, ends: ends})
+	s.issuerEnds.Store(&issuerEnd{ref: snapshot.Ref, ends: chain.issuerEnds()})
 	chain.Anchors = anchors
 	chain.Request = RequestRef{Name: final.Name, UID: final.UID}
 	return chain, nil

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -15,8 +14,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	yamlv3 "go.yaml.in/yaml/v3"
 	"k8s.io/apimachinery/pkg/util/validation"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
@@ -120,6 +119,7 @@ func ParseConfig(text []byte) (Config, error) {
 	}
 	cfg.CA.ClusterID = cfg.ClusterID
 	cfg.CA.Usages = cfg.Signer.UsagesOrDefault()
+	cfg.CA.RequestTimeout = setting.DurationOf(cfg.CA.RequestTimeout.Or(cfg.Signer.TimeoutOrDefault() + 5*time.Second))
 	cfg.CA.ShutdownDelay = cfg.Shutdown.Delay.Or(5 * time.Second)
 	cfg.CA.DrainTimeout = cfg.Shutdown.Drain.Or(30 * time.Second)
 	return cfg, nil
@@ -145,6 +145,12 @@ func (c *Config) validate() error {
 	c.CA.Validate(p.At("ca"))
 	c.Signer.Validate(p.At("signer"))
 	c.Serving.Validate(p.At("serving"))
+	p.Address("metrics.listen", c.Metrics.Listen)
+	p.Address("health.listen", c.Health.Listen)
+	signing := c.Signer.TimeoutOrDefault()
+	if whole := c.CA.RequestTimeout.Or(signing + 5*time.Second); whole < signing {
+		p.Addf("ca.requestTimeout", "%s is shorter than signer.timeout, %s; it must not be", whole, signing)
+	}
 	if c.Log.Format != "" && c.Log.Format != "json" && c.Log.Format != "text" {
 		p.Addf("log.format", "%q is not a format; it must be json or text", c.Log.Format)
 	}
@@ -173,7 +179,11 @@ func decodeStrictly(text []byte, cfg *Config) error {
 	}
 	problems, err := kjson.UnmarshalStrict(asJSON, cfg)
 	if mismatch, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return fmt.Errorf("%s: a %s stands where %s is expected", mismatch.Field, mismatch.Value, kindInWords(mismatch.Type))
+		where := mismatch.Field
+		if where == "" {
+			where = "the file"
+		}
+		return fmt.Errorf("%s: %s stands where %s is expected", where, valueInWords(mismatch.Value), kindInWords(mismatch.Type))
 	}
 	if err != nil {
 		return err
@@ -185,26 +195,32 @@ func decodeStrictly(text []byte, cfg *Config) error {
 	return errors.Join(all...)
 }
 
-// oneDocument refuses a file of several YAML documents, of which all but the first would be ignored.
+// oneDocument is the one YAML document of a file. Several are refused, since all but the first would
+// be ignored; those that hold nothing don't count.
 func oneDocument(text []byte) ([]byte, error) {
-	reader := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(text)))
-	var found []byte
+	decoder := yamlv3.NewDecoder(bytes.NewReader(text))
+	var found *yamlv3.Node
 	for {
-		document, err := reader.Read()
+		var document yamlv3.Node
+		err := decoder.Decode(&document)
 		if errors.Is(err, io.EOF) {
-			return found, nil
+			break
 		}
 		if err != nil {
 			return nil, fmt.Errorf("not YAML: %w", err)
 		}
-		if len(bytes.TrimSpace(document)) == 0 {
+		if len(document.Content) == 0 || document.Content[0].Tag == "!!null" {
 			continue
 		}
 		if found != nil {
 			return nil, errors.New("it holds several YAML documents; there must be one")
 		}
-		found = document
+		found = &document
 	}
+	if found == nil {
+		return nil, nil
+	}
+	return yamlv3.Marshal(found)
 }
 
 var unknownField = regexp.MustCompile(`^unknown field "(.*)"$`)
@@ -267,6 +283,21 @@ func fieldsOf(t reflect.Type) func(yield func(reflect.StructField) bool) {
 func jsonName(field reflect.StructField) string {
 	name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 	return name
+}
+
+// valueInWords turns what encoding/json calls a value into what YAML's users do.
+func valueInWords(value string) string {
+	switch {
+	case value == "object":
+		return "a map of settings"
+	case value == "array":
+		return "a list"
+	case value == "string":
+		return "a text"
+	case value == "bool":
+		return "true or false"
+	}
+	return "a " + value
 }
 
 func kindInWords(t reflect.Type) string {

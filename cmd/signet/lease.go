@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -68,7 +69,9 @@ func (l *leased) Start(ctx context.Context) error {
 
 // term is one time of holding the lease: it ends when the lease is lost, or ctx ends.
 func (l *leased) term(ctx context.Context) error {
-	began, ended := make(chan struct{}), make(chan struct{})
+	// The elector calls OnStartedLeading in a goroutine that it doesn't wait for, so that one only hands
+	// over the context that lasts as long as the lease; what runs is waited for here.
+	leading, over := make(chan context.Context, 1), make(chan struct{})
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock:            l.lock,
 		LeaseDuration:   leaseDuration,
@@ -77,26 +80,26 @@ func (l *leased) term(ctx context.Context) error {
 		ReleaseOnCancel: true,
 		Name:            leaseName,
 		Callbacks: leaderelection.LeaderCallbacks{
-			// The elector calls this in a goroutine that it doesn't wait for.
-			OnStartedLeading: func(ctx context.Context) {
-				close(began)
-				defer close(ended)
-				l.log.Info("lease acquired", "lease", leaseName)
-				if err := l.run(ctx); err != nil {
-					l.log.Error("what runs under the lease ended", "lease", leaseName, "err", err)
-				}
-			},
+			OnStartedLeading: func(ctx context.Context) { leading <- ctx },
 			OnStoppedLeading: func() { l.log.Info("lease not held", "lease", leaseName) },
 		},
 	})
 	if err != nil {
 		return fmt.Errorf("compete for lease %s: %w", leaseName, err)
 	}
+	var running sync.WaitGroup
+	running.Go(func() {
+		select {
+		case <-over:
+		case ctx := <-leading:
+			l.log.Info("lease acquired", "lease", leaseName)
+			if err := l.run(ctx); err != nil {
+				l.log.Error("what runs under the lease ended", "lease", leaseName, "err", err)
+			}
+		}
+	})
 	elector.Run(ctx)
-	select {
-	case <-began:
-		<-ended
-	default:
-	}
+	close(over)
+	running.Wait()
 	return nil
 }

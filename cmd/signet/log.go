@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -19,9 +20,11 @@ func parseLevel(name string) (slog.Level, error) {
 	if name == "" {
 		return slog.LevelInfo, nil
 	}
-	var level slog.Level
-	err := level.UnmarshalText([]byte(strings.ToUpper(name)))
-	return level, err
+	level, ok := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}[strings.ToLower(name)]
+	if !ok {
+		return 0, fmt.Errorf("%q is not a level", name)
+	}
+	return level, nil
 }
 
 // newLog makes the program's log, and sends what the libraries say the same way.

@@ -25,6 +25,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -44,6 +45,21 @@ const (
 	exitUsage  = 2
 )
 
+const usage = `Usage:
+  signet --config FILE [--kubeconfig FILE]
+  signet --version
+
+Signet answers an Istio mesh's requests for certificates, and has cert-manager sign them.
+
+  --config FILE       the configuration, YAML; only issuer.name and one source of roots are required
+  --kubeconfig FILE   how to reach the Kubernetes API; default is the pod's service account
+  --version           print the version and exit
+
+Examples:
+  signet --config /etc/signet/signet.yaml
+  signet --config signet.yaml --kubeconfig ~/.kube/config
+`
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
@@ -57,10 +73,12 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	configPath := flags.String("config", "", "the configuration `file` (required)")
 	kubeconfig := flags.String("kubeconfig", "", "a kubeconfig `file`; default is the pod's service account")
 	showVersion := flags.Bool("version", false, "print the version and exit")
-	if err := flags.Parse(args); err != nil {
-		if err == flag.ErrHelp {
-			return exitOK
-		}
+	flags.Usage = func() {}
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stdout, usage)
+		return exitOK
+	} else if err != nil {
+		fmt.Fprintln(stderr, "hint: signet --help")
 		return exitUsage
 	}
 	switch {

@@ -41,6 +41,7 @@ import (
 func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger, level *slog.LevelVar) error {
 	// API Priority and Fairness is the server's job; what we send at once is bounded by admission.
 	config.QPS = -1
+	config.DisableCompression = true // it costs both ends more CPU than the network is worth
 	mgr, err := newManager(cfg, config, log)
 	if err != nil {
 		return err

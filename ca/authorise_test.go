@@ -1,0 +1,85 @@
+package ca
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+func TestR14_R24_R25_Authorise(t *testing.T) {
+	caller := &Caller{ID: alice}
+	for _, row := range []struct {
+		name   string
+		fields map[string]any
+		want   *kind
+	}{
+		{"nothing", nil, nil},
+		{"as pilot-agent sends it", map[string]any{"CertSigner": ""}, nil},
+		{"for oneself, as ztunnel sends it", map[string]any{"ImpersonatedIdentity": alice.String()}, nil},
+		{"unknown keys", map[string]any{"x": 1.0, "y": map[string]any{"z": nil}}, nil},
+		{"null", map[string]any{"ImpersonatedIdentity": nil, "CertSigner": nil}, nil},
+		{"empty", map[string]any{"ImpersonatedIdentity": ""}, nil},
+		{"for another", map[string]any{"ImpersonatedIdentity": bob.String()}, &kindIdentity},
+		{"for oneself, nearly", map[string]any{"ImpersonatedIdentity": alice.String() + "/"}, &kindIdentity},
+		{"a signer", map[string]any{"CertSigner": "vault"}, &kindCertSigner},
+		{"identity as a number", map[string]any{"ImpersonatedIdentity": 1.0}, &kindMalformed},
+		{"identity in a list", map[string]any{"ImpersonatedIdentity": []any{alice.String()}}, &kindMalformed},
+		{"signer as a map", map[string]any{"CertSigner": map[string]any{}}, &kindMalformed},
+		{"signer as true", map[string]any{"CertSigner": true}, &kindMalformed},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			md, err := structpb.NewStruct(row.fields)
+			require.NoError(t, err)
+			err = authorise(md, caller)
+			if row.want == nil {
+				assert.NoError(t, err)
+			} else {
+				requireKind(t, *row.want, err)
+			}
+		})
+	}
+	assert.NoError(t, authorise(nil, caller))
+	assert.NoError(t, authorise(&structpb.Struct{Fields: map[string]*structpb.Value{keyCertSigner: {}, keyImpersonated: nil}}, caller))
+}
+
+// FuzzMetadata: whatever a client packs into its metadata, it gets no identity but its own, and no
+// signer.
+func FuzzMetadata(f *testing.F) {
+	for _, fields := range []map[string]any{
+		nil, {"CertSigner": ""}, {"ImpersonatedIdentity": alice.String()}, {"ImpersonatedIdentity": bob.String()},
+		{"ImpersonatedIdentity": []any{1.0, "x", nil, true, map[string]any{"CertSigner": "a"}}}, {"CertSigner": "x", "other": -1.5},
+	} {
+		md, err := structpb.NewStruct(fields)
+		require.NoError(f, err)
+		wire, err := proto.Marshal(md)
+		require.NoError(f, err)
+		f.Add(wire)
+	}
+	f.Add([]byte("\x0a\x00"))
+	caller := &Caller{ID: alice}
+	f.Fuzz(func(t *testing.T, wire []byte) {
+		var md structpb.Struct
+		if proto.Unmarshal(wire, &md) != nil {
+			return
+		}
+		if err := authorise(&md, caller); err != nil {
+			requireOneOf(t, err, kindMalformed, kindIdentity, kindCertSigner)
+			return
+		}
+		require.Contains(t, []any{nil, "", alice.String()}, md.GetFields()[keyImpersonated].AsInterface())
+		require.Contains(t, []any{nil, ""}, md.GetFields()[keyCertSigner].AsInterface())
+	})
+}
+
+func TestAnnotations(t *testing.T) {
+	assert.Equal(t, map[string]string{
+		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice",
+		"signet.dev/pod": "p", "signet.dev/pod-uid": "u", "signet.dev/node": "n",
+	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice", PodName: "p", PodUID: "u", NodeName: "n"}))
+	assert.Equal(t, map[string]string{
+		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice",
+	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice"}))
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/signal"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/signet-ca/signet/issuer"
+)
+
+func TestReadiness(t *testing.T) {
+	why := errors.New("no roots")
+	good := func(time.Time) (string, error) { return "fresh", nil }
+	bad := func(time.Time) (string, error) { return "", why }
+	for _, row := range []struct {
+		name   string
+		roots  func(time.Time) (string, error)
+		issuer string
+		code   int
+		body   string
+	}{
+		{"ready", good, issuer.StateReady, 200, "[+] serving: fresh\n[+] roots: fresh\n[i] issuer: Ready: because\n"},
+		{"one is not", bad, issuer.StateReady, 503, "[+] serving: fresh\n[-] roots: no roots\n[i] issuer: Ready: because\n"},
+		{"the issuer doesn't count", good, issuer.StateMissing, 200, "[+] serving: fresh\n[+] roots: fresh\n[i] issuer: Missing: because\n"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := &readiness{
+				checks: []check{{"serving", good}, {"roots", row.roots}},
+				issuer: func(context.Context) issuer.Condition {
+					return issuer.Condition{State: row.issuer, Reason: "because"}
+				},
+			}
+			answer := httptest.NewRecorder()
+			r.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+			assert.Equal(t, row.code, answer.Code)
+			assert.Equal(t, row.body, answer.Body.String())
+		})
+	}
+	answer := httptest.NewRecorder()
+	livez(answer, httptest.NewRequest(http.MethodGet, "/livez", nil))
+	assert.Equal(t, "ok\n", answer.Body.String())
+}
+
+func TestLog(t *testing.T) {
+	var out bytes.Buffer
+	log, level := newLog(LogConfig{Format: "text", Level: "warn"}, &out)
+	log.Info("quiet")
+	assert.Empty(t, out.String())
+	level.Set(slog.LevelInfo)
+	log.Info("said", "key", "value")
+	assert.Contains(t, out.String(), "level=INFO msg=said key=value")
+
+	out.Reset()
+	log, _ = newLog(LogConfig{}, &out)
+	log.Debug("quiet")
+	log.Info("said", "key", "value")
+	assert.Regexp(t, `^\{"time":"[^"]+","level":"INFO","msg":"said","key":"value"\}\n$`, out.String())
+}
+
+func TestParseLevel(t *testing.T) {
+	for text, want := range map[string]slog.Level{"": slog.LevelInfo, "debug": slog.LevelDebug, "info": slog.LevelInfo, "WARN": slog.LevelWarn, "error": slog.LevelError} {
+		level, err := parseLevel(text)
+		require.NoError(t, err)
+		assert.Equal(t, want, level)
+	}
+	_, err := parseLevel("loud")
+	assert.Error(t, err)
+}
+
+// SIGUSR1 switches to debug and back.
+func TestLogSwitch(t *testing.T) {
+	level := new(slog.LevelVar)
+	level.Set(slog.LevelWarn)
+	s := &logSwitch{level: level, log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Start(ctx) }()
+	hold := holdSignal(syscall.SIGUSR1) // so that one that comes too early doesn't end the test
+	defer hold()
+	for _, want := range []slog.Level{slog.LevelDebug, slog.LevelWarn} {
+		require.Eventually(t, func() bool {
+			if level.Level() == want {
+				return true
+			}
+			assert.NoError(t, syscall.Kill(syscall.Getpid(), syscall.SIGUSR1))
+			for deadline := time.Now().Add(time.Second); time.Now().Before(deadline) && level.Level() != want; {
+				<-time.After(time.Millisecond)
+			}
+			return level.Level() == want
+		}, 30*time.Second, time.Millisecond)
+	}
+	cancel()
+	require.NoError(t, <-ended)
+}
+
+func holdSignal(s os.Signal) (stop func()) {
+	signals := make(chan os.Signal, 100)
+	signal.Notify(signals, s)
+	return func() { signal.Stop(signals) }
+}
