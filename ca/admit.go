@@ -36,10 +36,12 @@ func newAdmission(cfg AdmissionConfig) *admission {
 // admit waits for the caller's turn. The slot is given back by release, when the request has ended at
 // the issuer too.
 func (a *admission) admit(ctx context.Context, caller *Caller) (release func(), err error) {
-	if !a.within("caller:"+caller.key(), a.cfg.PerCallerPerMinute) {
+	own := a.budget("caller:"+caller.key(), a.cfg.PerCallerPerMinute)
+	shared := a.budget("namespace:"+caller.Namespace, a.cfg.PerNamespacePerMinute)
+	if own.Tokens() < 1 {
 		return nil, kindBudget.because("caller %s asks for more than %d certificates a minute (admission.perCallerPerMinute)", caller.ID, a.cfg.PerCallerPerMinute)
 	}
-	if !a.within("namespace:"+caller.Namespace, a.cfg.PerNamespacePerMinute) {
+	if shared.Tokens() < 1 {
 		return nil, kindBudget.because("namespace %s asks for more than %d certificates a minute (admission.perNamespacePerMinute)", caller.Namespace, a.cfg.PerNamespacePerMinute)
 	}
 	waiting, cancel := context.WithTimeout(ctx, a.cfg.QueueTime.Or(0))
@@ -47,6 +49,10 @@ func (a *admission) admit(ctx context.Context, caller *Caller) (release func(), 
 	release, err = a.queue.acquire(waiting, caller.Namespace, caller.key())
 	switch {
 	case err == nil:
+		// Only what reaches the issuer is charged. Some of those that waited at the same time may find
+		// nothing left, but one certificate too many does no harm, so they go on.
+		own.Allow()
+		shared.Allow()
 		return release, nil
 	case errors.Is(err, context.Canceled):
 		return nil, kindCanceled.because("wait for a turn: %w", err)
@@ -54,13 +60,13 @@ func (a *admission) admit(ctx context.Context, caller *Caller) (release func(), 
 	return nil, kindOverloaded.because("wait for a turn: %w", err)
 }
 
-// within takes one certificate from a budget, if it isn't used up.
-func (a *admission) within(key string, perMinute int) bool {
+// budget is the rest of what a caller or a namespace may ask for.
+func (a *admission) budget(key string, perMinute int) *rate.Limiter {
 	budget, ok := a.budgets.Get(key)
 	if !ok {
 		budget = rate.NewLimiter(rate.Limit(float64(perMinute)/60), perMinute)
 	}
 	// Kept for another while. Two first requests at once may each bring a budget: one of them stays.
 	a.budgets.Add(key, budget, budgetIdle)
-	return budget.(*rate.Limiter).Allow()
+	return budget.(*rate.Limiter)
 }

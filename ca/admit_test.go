@@ -93,7 +93,7 @@ func TestAdmitWaits(t *testing.T) {
 func TestAdmitBudgetsAreBounded(t *testing.T) {
 	a := newAdmission(AdmissionConfig{})
 	for i := range budgetEntries + 100 {
-		assert.True(t, a.within(fmt.Sprint(i), 1))
+		assert.True(t, a.budget(fmt.Sprint(i), 1).Allow())
 	}
 	assert.LessOrEqual(t, len(a.budgets.Keys()), budgetEntries)
 }

@@ -44,7 +44,8 @@ type Config struct {
 type LifetimeConfig struct {
 	// Default is what a caller gets that asks for none, or for 0 or less. Default 24h.
 	Default setting.Duration `json:"default,omitempty"`
-	// Max is what a caller gets that asks for more. No certificate that lives longer leaves Signet.
+	// Max is what a caller gets that asks for more. No certificate that lives longer leaves Signet,
+	// but for up to 5m by which issuers set its beginning back.
 	// Default 24h.
 	Max setting.Duration `json:"max,omitempty"`
 	// Min is the floor: asking for less is refused. Default 1m.
@@ -78,12 +79,13 @@ type AdmissionConfig struct {
 	// InFlight is how many requests may be with the issuer at once. Default 64.
 	InFlight int `json:"inFlight,omitempty"`
 	// InFlightPerCaller is how many of them may be one caller's: a pod's, or a token's that is bound to
-	// no pod. One whose caller has left counts until it ends. Default 16.
+	// no pod (the namespace's share bounds those who can make such tokens). One whose caller has left counts until it ends. Default 16.
 	InFlightPerCaller int `json:"inFlightPerCaller,omitempty"`
 	// QueueTime is how long a request may wait for its turn; one whose turn would come later is turned
 	// away at once. Default 10s.
 	QueueTime setting.Duration `json:"queueTime,omitempty"`
-	// QueueLength is how many requests may wait. Default 10000.
+	// QueueLength is how many requests may wait. One that arrives when as many are open already, wherever
+	// on their way, is turned away. Default 10000.
 	QueueLength int `json:"queueLength,omitempty"`
 	// PerCallerPerMinute is how many certificates one caller may ask for in a minute. Default 600.
 	PerCallerPerMinute int `json:"perCallerPerMinute,omitempty"`
@@ -92,6 +94,8 @@ type AdmissionConfig struct {
 	PerNamespacePerMinute int `json:"perNamespacePerMinute,omitempty"`
 	// Connections is how many connections may be open at once. Clients keep theirs. Default 20000.
 	Connections int `json:"connections,omitempty"`
+	// ConnectionsPerAddress is how many of them may come from one IP address. Default 500.
+	ConnectionsPerAddress int `json:"connectionsPerAddress,omitempty"`
 }
 
 func (c AdmissionConfig) withDefaults() AdmissionConfig {
@@ -102,6 +106,7 @@ func (c AdmissionConfig) withDefaults() AdmissionConfig {
 	c.PerCallerPerMinute = orDefault(c.PerCallerPerMinute, 600)
 	c.PerNamespacePerMinute = orDefault(c.PerNamespacePerMinute, 30_000)
 	c.Connections = orDefault(c.Connections, 20_000)
+	c.ConnectionsPerAddress = orDefault(c.ConnectionsPerAddress, 500)
 	return c
 }
 
@@ -136,6 +141,7 @@ func (c Config) Validate(p setting.Problems) {
 	at.Count("perCallerPerMinute", c.Admission.PerCallerPerMinute, 1, 1_000_000)
 	at.Count("perNamespacePerMinute", c.Admission.PerNamespacePerMinute, 1, 10_000_000)
 	at.Count("connections", c.Admission.Connections, 1, 1_000_000)
+	at.Count("connectionsPerAddress", c.Admission.ConnectionsPerAddress, 1, 1_000_000)
 }
 
 func (c Config) requestTimeout() time.Duration { return c.RequestTimeout.Or(25 * time.Second) }

@@ -245,6 +245,7 @@ func checkAttributes(csr *x509.CertificateRequest) error {
 // the certificate will have (R31). The names are compared as bytes.
 func (p csrPolicy) checkExtensions(extensions []pkix.Extension, id spiffeid.ID) error {
 	seen := make(map[string]bool, len(extensions))
+	keyUsage, extKeyUsage := false, false
 	for _, extension := range extensions {
 		oid := extension.Id.String()
 		if seen[oid] {
@@ -254,16 +255,22 @@ func (p csrPolicy) checkExtensions(extensions []pkix.Extension, id spiffeid.ID) 
 		switch {
 		case extension.Id.Equal(oidSubjectAltName):
 		case extension.Id.Equal(oidKeyUsage):
+			keyUsage = true
 			if !p.usages.MatchKeyUsage(extension.Value) {
 				return kindCSRExtensions.saying("keyUsage must be absent or that of %q", p.usages)
 			}
 		case extension.Id.Equal(oidExtKeyUsage):
+			extKeyUsage = true
 			if !p.usages.MatchExtKeyUsage(extension.Value) {
 				return kindCSRExtensions.saying("extendedKeyUsage must be absent or that of %q, in this order", p.usages)
 			}
 		default:
 			return kindCSRExtensions.saying("extension %s is not allowed", oid)
 		}
+	}
+	// cert-manager compares both once either is present.
+	if granted := p.usages.KeyUsage(); keyUsage != extKeyUsage && (extKeyUsage && granted != 0 || keyUsage) {
+		return kindCSRExtensions.saying("keyUsage and extendedKeyUsage must be asked for together")
 	}
 	names, err := signer.NamesIn(extensions)
 	if err != nil {

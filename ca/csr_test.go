@@ -201,7 +201,6 @@ func TestR29_R30_GoodCSRs(t *testing.T) {
 			d.template.RawSubject = []byte("\x30\x0b\x31\x09\x30\x07\x06\x03\x55\x04\x0a\x0c\x00")
 		},
 		"SAN not critical, as ztunnel 1.23 sent it": func(d *draft) { d.template.ExtraExtensions[0].Critical = false },
-		"exact KU": func(d *draft) { d.template.ExtraExtensions = append(d.template.ExtraExtensions, goodKeyUsage) },
 		"exact KU and EKU, in front": func(d *draft) {
 			d.template.ExtraExtensions = []pkix.Extension{goodKeyUsage, goodExtKeyUsage, d.template.ExtraExtensions[0]}
 		},
@@ -236,6 +235,9 @@ func TestR31_BadCSRs(t *testing.T) {
 		change func(d *draft)
 		want   kind
 	}{
+		// key usages, of which cert-manager compares both once either is present (R31)
+		{"KU without EKU", also(goodKeyUsage), kindCSRExtensions},
+		{"EKU without KU", also(goodExtKeyUsage), kindCSRExtensions},
 		// keys (R29)
 		{"RSA-1024", func(d *draft) { d.key = weakRSA(d.t) }, kindCSRKey},
 		{"P-224", func(d *draft) { d.key = ecKey(d.t, elliptic.P224()) }, kindCSRKey},

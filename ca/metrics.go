@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,7 +13,6 @@ type metrics struct {
 	duration     *prometheus.HistogramVec
 	steps        *prometheus.HistogramVec
 	lifetime     prometheus.Histogram
-	inFlight     prometheus.Gauge
 	tokenReviews *prometheus.CounterVec
 	tokenCache   *prometheus.CounterVec
 }
@@ -23,12 +23,14 @@ const (
 	outcomeRefused = "refused"
 )
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+// newMetrics registers the metrics; open, the requests that are not answered yet, is read when it is
+// scraped.
+func newMetrics(reg prometheus.Registerer, open *atomic.Int64) *metrics {
 	latency := prometheus.ExponentialBuckets(0.0005, 2, 17) // 0.5ms to 33s
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "requests_total",
-			Help: "Requests for certificates, by outcome (issued, refused), reason of a refusal and gRPC code.",
+			Help: "Requests for certificates, by outcome (issued, refused), reason of a refusal and gRPC code. An issued one with a reason was not delivered.",
 		}, []string{"outcome", "reason", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "request_duration_seconds", Help: "Time from arrival to answer, by outcome.", Buckets: latency,
@@ -41,9 +43,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help:    "Lifetime of issued certificates, as the issuer gave it.",
 			Buckets: []float64{60, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 24*3600 + 60, 48 * 3600, 7 * 86400, 30 * 86400, 90 * 86400},
 		}),
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "requests_in_flight", Help: "Requests that have arrived and are not answered yet.",
-		}),
 		tokenReviews: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "token_reviews_total", Help: "TokenReviews made, by result: accepted, rejected, error.",
 		}, []string{"result"}),
@@ -51,7 +50,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "token_cache_hits_total", Help: "Tokens that needed no review of their own, by what answered: accepted, rejected, joined.",
 		}, []string{"entry"}),
 	}
-	reg.MustRegister(m.requests, m.duration, m.steps, m.lifetime, m.inFlight, m.tokenReviews, m.tokenCache)
+	reg.MustRegister(m.requests, m.duration, m.steps, m.lifetime, m.tokenReviews, m.tokenCache,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "requests_in_flight", Help: "Requests that have arrived and are not answered yet.",
+		}, func() float64 { return float64(open.Load()) }))
 	return m
 }
 

@@ -39,6 +39,7 @@ var (
 // What is asked for.
 var (
 	kindTooLarge      = kind{"too_large", codes.InvalidArgument, "the request is too large"}
+	kindNotArrived    = kind{"not_arrived", codes.DeadlineExceeded, "the request did not arrive in time"}
 	kindMalformed     = kind{"malformed", codes.InvalidArgument, "the request is malformed"}
 	kindCSRMalformed  = kind{"csr_malformed", codes.InvalidArgument, "the CSR is malformed"}
 	kindCSRSignature  = kind{"csr_signature", codes.InvalidArgument, "the CSR's signature is not valid"}
@@ -59,7 +60,7 @@ var (
 	kindFailed     = kind{"failed", codes.FailedPrecondition, "the issuer refused the request"}
 	kindUntrusted  = kind{"untrusted", codes.FailedPrecondition, "the issuer's answer was not accepted"}
 	kindNotReady   = kind{"not_ready", codes.Unavailable, textNotReady}
-	kindTimeout    = kind{"timeout", codes.DeadlineExceeded, "the issuer did not answer in time; try again"}
+	kindTimeout    = kind{"timeout", codes.DeadlineExceeded, "no certificate was issued in time; try again"}
 	kindCanceled   = kind{"canceled", codes.Canceled, "the caller went away"}
 	kindInternal   = kind{"internal", codes.Internal, "internal error"}
 )
@@ -80,6 +81,15 @@ func (k kind) because(format string, args ...any) *refusal {
 func (k kind) saying(format string, args ...any) *refusal {
 	detail := fmt.Sprintf(format, args...)
 	return &refusal{kind: k, detail: detail, cause: errors.New(detail)}
+}
+
+// ofTheCaller says that the refusal is for what the caller sent or how often it did; such come in floods.
+func (r *refusal) ofTheCaller() bool {
+	switch r.code {
+	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.ResourceExhausted, codes.Canceled:
+		return true
+	}
+	return r.kind == kindNotArrived
 }
 
 func (r *refusal) Error() string { return r.reason + ": " + r.cause.Error() }

@@ -25,7 +25,7 @@ var allKinds = map[*kind]codes.Code{
 	&kindTokenAudience: codes.Unauthenticated, &kindNotServiceAcct: codes.Unauthenticated, &kindUnknownCluster: codes.Unauthenticated,
 	&kindReviewFailed: codes.Unavailable,
 
-	&kindTooLarge: codes.InvalidArgument, &kindMalformed: codes.InvalidArgument, &kindCSRMalformed: codes.InvalidArgument,
+	&kindNotArrived: codes.DeadlineExceeded, &kindTooLarge: codes.InvalidArgument, &kindMalformed: codes.InvalidArgument, &kindCSRMalformed: codes.InvalidArgument,
 	&kindCSRSignature: codes.InvalidArgument, &kindCSRKey: codes.InvalidArgument, &kindCSRSubject: codes.InvalidArgument,
 	&kindCSRNames: codes.InvalidArgument, &kindCSRExtensions: codes.InvalidArgument, &kindLifetime: codes.InvalidArgument,
 	&kindIdentity: codes.PermissionDenied, &kindCertSigner: codes.PermissionDenied,
@@ -129,7 +129,7 @@ func TestReceiveRefusal(t *testing.T) {
 	for code, want := range map[codes.Code]kind{
 		codes.ResourceExhausted: kindTooLarge, // R46: clients must not send it again
 		codes.Canceled:          kindCanceled,
-		codes.DeadlineExceeded:  kindCanceled,
+		codes.DeadlineExceeded:  kindNotArrived,
 		codes.Unavailable:       kindCanceled,
 		codes.Internal:          kindMalformed,
 		codes.Unknown:           kindMalformed,

@@ -14,6 +14,7 @@ import (
 	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/tap"
 )
 
 const (
@@ -21,6 +22,8 @@ const (
 	maxMessageBytes = 32 << 10
 	// maxHeaderBytes bounds a request's headers: a token and a little more.
 	maxHeaderBytes = 32 << 10
+	// streamSlack is how much longer than a request a stream may last.
+	streamSlack = time.Second
 	// handshakeTimeout bounds a connection until it can carry requests.
 	handshakeTimeout = 10 * time.Second
 )
@@ -62,7 +65,9 @@ func (e *Endpoint) Start(ctx context.Context) error {
 	reflection.Register(server)
 
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(netutil.LimitListener(listener, s.admission.cfg.Connections)) }()
+	limits := s.admission.cfg
+	limited := netutil.LimitListener(limitPerAddress(listener, limits.ConnectionsPerAddress), limits.Connections)
+	go func() { served <- server.Serve(limited) }()
 	s.listener.Store(&listening)
 	s.log.Info("listening", "endpoint", "csr", "address", listening.String())
 
@@ -92,6 +97,14 @@ func (e *Endpoint) Start(ctx context.Context) error {
 	return nil
 }
 
+// bound ends every stream a little after a request must have been answered: one whose message never
+// arrives, and those of health and reflection, which would last for ever and hold up a stop.
+func (e *Endpoint) bound(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	bounded, cancel := context.WithTimeout(ctx, e.server.cfg.requestTimeout()+streamSlack)
+	context.AfterFunc(ctx, cancel) // the end of the stream frees the timer
+	return bounded, nil
+}
+
 // grpcServer sets the bounds of connections and messages, and the keepalive that Istio's clients need.
 func (e *Endpoint) grpcServer() *grpc.Server {
 	cfg := e.server.cfg
@@ -108,7 +121,9 @@ func (e *Endpoint) grpcServer() *grpc.Server {
 		})),
 		grpc.MaxRecvMsgSize(maxMessageBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
-		grpc.MaxConcurrentStreams(256),
+		grpc.MaxConcurrentStreams(64),
+		grpc.SharedWriteBuffer(true), // most connections are idle most of the time
+		grpc.InTapHandle(e.bound),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		// R10: both kinds of clients ping every 30s while a request is pending.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),

@@ -50,24 +50,24 @@ type Server struct {
 	refusals  *rate.Limiter // of log lines about refusals
 	muted     atomic.Int64  // refusals without a line of their own since the last one
 	metrics   *metrics
+	open      atomic.Int64 // requests that have arrived and are not answered yet
 	listener  atomic.Pointer[net.Addr]
 	stopping  atomic.Bool
 }
 
 // New makes a Server that authenticates with service account tokens, reviewed through reviews.
 func New(cfg Config, reviews client.Client, sign Signer, log *slog.Logger, reg prometheus.Registerer) *Server {
-	m := newMetrics(reg)
+	s := &Server{}
+	m := newMetrics(reg, &s.open)
 	reviewer := newReviewer(cfg, reviews, m)
-	s := &Server{
-		cfg:       cfg,
-		authn:     reviewer,
-		signer:    sign,
-		policy:    csrPolicy{keys: cfg.keys(), usages: cfg.Usages},
-		admission: newAdmission(cfg.Admission),
-		log:       log,
-		refusals:  rate.NewLimiter(20, 200),
-		metrics:   m,
-	}
+	s.cfg = cfg
+	s.authn = reviewer
+	s.signer = sign
+	s.policy = csrPolicy{keys: cfg.keys(), usages: cfg.Usages}
+	s.admission = newAdmission(cfg.Admission)
+	s.log = log
+	s.refusals = rate.NewLimiter(20, 200)
+	s.metrics = m
 	watchQueue(reg, "review", reviewer.queue)
 	watchQueue(reg, "sign", s.admission.queue)
 	return s
@@ -98,8 +98,8 @@ type exchange struct {
 // createCertificate answers one request, and counts and logs its outcome.
 func (s *Server) createCertificate(_ any, stream grpc.ServerStream) (err error) {
 	x := exchange{began: time.Now()}
-	s.metrics.inFlight.Inc()
-	defer s.metrics.inFlight.Dec()
+	open := s.open.Add(1)
+	defer s.open.Add(-1)
 	ctx, cancel := context.WithDeadline(stream.Context(), x.began.Add(s.cfg.requestTimeout()))
 	defer cancel()
 
@@ -110,6 +110,9 @@ func (s *Server) createCertificate(_ any, stream grpc.ServerStream) (err error) 
 		}
 		err = s.finish(&x, err)
 	}()
+	if open > int64(s.admission.cfg.QueueLength+s.admission.cfg.InFlight) {
+		return kindOverloaded.because("%d requests are open", open)
+	}
 	response, err := s.handle(ctx, stream, &x)
 	if err != nil {
 		return err
@@ -123,7 +126,7 @@ func (s *Server) createCertificate(_ any, stream grpc.ServerStream) (err error) 
 // handle is the way of one request; each step refuses or goes on.
 func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchange) (*istioca.IstioCertificateResponse, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	x.agent = strings.Join(md.Get("user-agent"), " ")
+	x.agent = shorten(strings.Join(md.Get("user-agent"), " "))
 	x.address = peerAddress(ctx)
 
 	// 1. What costs nothing: a token of the right shape, a message of bounded size, a CSR that parses.
@@ -176,6 +179,8 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	}
 	defer release()
 
+	s.log.Debug("asking for a certificate", x.facts()...)
+
 	// 6. Sign. A caller that leaves now doesn't end it: the CertificateRequest exists, others may wait
 	// for the same one, and the slot is taken until the issuer is done with it.
 	step = time.Now()
@@ -194,6 +199,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	if err != nil {
 		return nil, err
 	}
+	s.issued(x)
 
 	// 7. Answer: leaf, intermediates, and all anchors as the last element (ca.proto; R39 to R41).
 	return &istioca.IstioCertificateResponse{CertChain: append(x.chain.PEM(), x.chain.Anchors.PEM())}, nil
@@ -213,14 +219,14 @@ func authorise(md *structpb.Struct, caller *Caller) error {
 		return err
 	}
 	if impersonated != "" && impersonated != caller.ID.String() {
-		return kindIdentity.because("%s may not ask for %q", caller.ID, impersonated)
+		return kindIdentity.because("%s may not ask for %q", caller.ID, shorten(impersonated))
 	}
 	certSigner, err := metadataText(md, keyCertSigner)
 	if err != nil {
 		return err
 	}
 	if certSigner != "" {
-		return kindCertSigner.because("%s asks for signer %q; none is offered by name", caller.ID, certSigner)
+		return kindCertSigner.because("%s asks for signer %q; none is offered by name", caller.ID, shorten(certSigner))
 	}
 	return nil
 }
@@ -261,35 +267,50 @@ func receiveRefusal(err error) error {
 	switch status.Code(err) {
 	case codes.ResourceExhausted: // larger than maxMessageBytes; nothing of it was kept
 		return kindTooLarge.saying("at most %d bytes are allowed", maxMessageBytes)
-	case codes.Canceled, codes.DeadlineExceeded, codes.Unavailable:
+	case codes.DeadlineExceeded:
+		return kindNotArrived.because("receive the request: %w", err)
+	case codes.Canceled, codes.Unavailable:
 		return kindCanceled.because("receive the request: %w", err)
 	}
 	return kindMalformed.because("receive the request: %w", err)
 }
 
-// finish counts and logs the outcome, and is what the caller gets.
-func (s *Server) finish(x *exchange, err error) error {
-	took := time.Since(x.began)
-	facts := []any{"address", x.address, "agent", x.agent, "took_seconds", took.Seconds()}
+// facts are what the log says of a request.
+func (x *exchange) facts() []any {
+	facts := []any{"address", x.address, "agent", x.agent, "took_seconds", time.Since(x.began).Seconds()}
 	if x.caller != nil {
 		facts = append(facts, "caller", x.caller.ID.String(), "pod", x.caller.PodName, "node", x.caller.NodeName)
 	}
-	if x.chain != nil {
-		leaf := x.chain.Leaf
-		facts = append(facts, "serial", fmt.Sprintf("%x", leaf.SerialNumber), "not_before", leaf.NotBefore, "not_after", leaf.NotAfter,
-			"lifetime_seconds", x.chain.Lifetime().Seconds(), "request", x.chain.Request.Name)
+	return facts
+}
+
+// issued counts and logs a certificate, delivered or not: nothing issued goes unseen.
+func (s *Server) issued(x *exchange) {
+	leaf := x.chain.Leaf
+	s.metrics.lifetime.Observe(x.chain.Lifetime().Seconds())
+	s.log.Info("certificate issued", append(x.facts(), "serial", fmt.Sprintf("%x", leaf.SerialNumber),
+		"not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "lifetime_seconds", x.chain.Lifetime().Seconds(),
+		"request", x.chain.Request.Name)...)
+}
+
+// finish counts the outcome, logs a refusal, and is what the caller gets.
+func (s *Server) finish(x *exchange, err error) error {
+	outcome, reason, code := outcomeIssued, "", codes.OK
+	var r *refusal
+	if err != nil {
+		r = refuse(err)
+		reason, code = r.reason, r.code
+		if x.chain == nil {
+			outcome = outcomeRefused
+		}
 	}
-	if err == nil {
-		s.metrics.requests.WithLabelValues(outcomeIssued, "", codes.OK.String()).Inc()
-		s.metrics.duration.WithLabelValues(outcomeIssued).Observe(took.Seconds())
-		s.metrics.lifetime.Observe(x.chain.Lifetime().Seconds())
-		s.log.Info("certificate issued", facts...)
-		return nil
+	s.metrics.requests.WithLabelValues(outcome, reason, code.String()).Inc()
+	s.metrics.duration.WithLabelValues(outcome).Observe(time.Since(x.began).Seconds())
+	if r == nil {
+		return nil // never a nil *refusal in an error
 	}
-	r := refuse(err)
-	s.metrics.requests.WithLabelValues(outcomeRefused, r.reason, r.code.String()).Inc()
-	s.metrics.duration.WithLabelValues(outcomeRefused).Observe(took.Seconds())
-	if !s.refusals.Allow() { // a flood of junk must not fill the log
+	// A flood of junk must not fill the log. What the issuer is to blame for, or we are, is never junk.
+	if r.ofTheCaller() && !s.refusals.Allow() {
 		s.muted.Add(1)
 		return r
 	}
@@ -300,9 +321,22 @@ func (s *Server) finish(x *exchange, err error) error {
 	case kindReviewFailed, kindFailed, kindNotReady, kindTimeout, kindOverloaded:
 		level = slog.LevelWarn
 	}
-	s.log.Log(context.Background(), level, "certificate refused", append(facts, "reason", r.reason, "code", r.code.String(),
+	text := "certificate refused"
+	if outcome == outcomeIssued {
+		text = "certificate not delivered"
+	}
+	s.log.Log(context.Background(), level, text, append(x.facts(), "reason", r.reason, "code", r.code.String(),
 		"err", r.cause, "unlogged_before", s.muted.Swap(0))...)
 	return r
+}
+
+// shorten bounds what a caller can put into the log.
+func shorten(text string) string {
+	const most = 256
+	if len(text) > most {
+		return text[:most] + "…"
+	}
+	return text
 }
 
 func peerAddress(ctx context.Context) string {
@@ -310,11 +344,7 @@ func peerAddress(ctx context.Context) string {
 	if !ok {
 		return ""
 	}
-	host, _, err := net.SplitHostPort(p.Addr.String())
-	if err != nil {
-		return p.Addr.String()
-	}
-	return host
+	return hostOf(p.Addr)
 }
 
 // Ready says whether the listener is open and the server isn't stopping; the text is for people.

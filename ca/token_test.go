@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 
 func newTestReviewer(cfg Config) *Reviewer {
 	cfg.TrustDomain = spiffeid.RequireTrustDomainFromString("cluster.local")
-	return newReviewer(cfg, nil, newMetrics(prometheus.NewRegistry()))
+	return newReviewer(cfg, nil, newMetrics(prometheus.NewRegistry(), new(atomic.Int64)))
 }
 
 // goodStatus is the review of a pod's token.

@@ -20,6 +20,9 @@ const (
 	// clockSkew is how far the issuer's clock may be ahead of ours, and a lifetime over what was
 	// allowed, before a leaf is refused.
 	clockSkew = 10 * time.Second
+	// backdating is how far issuers may set NotBefore back for clients whose clocks are behind (istiod: 2
+	// minutes), which is no part of the lifetime that was asked for.
+	backdating = 5 * time.Minute
 )
 
 // Chain is a verified certificate with what clients need to verify it. Immutable.
@@ -229,7 +232,7 @@ func checkValidity(leaf *x509.Certificate, maxLifetime time.Duration, now time.T
 		return fmt.Errorf("the leaf is not valid before %s", leaf.NotBefore.Format(time.RFC3339))
 	case !leaf.NotAfter.After(now):
 		return fmt.Errorf("the leaf expired at %s", leaf.NotAfter.Format(time.RFC3339))
-	case leaf.NotAfter.Sub(now) > maxLifetime+clockSkew:
+	case lifetime > maxLifetime+backdating || leaf.NotAfter.Sub(now) > maxLifetime+clockSkew:
 		return fmt.Errorf("the leaf lives %s, longer than the %s allowed", lifetime, maxLifetime)
 	case !now.Before(leaf.NotBefore.Add(lifetime / 2)):
 		// R37: clients renew at half of the lifetime; they would ask again at once, and for ever.

@@ -225,7 +225,7 @@ func TestVerifyChainRefuses(t *testing.T) {
 		}, "the leaf has extension 1.3.6.1.5.5.7.1.24"},
 		// R37 and the bounds of time
 		{"at half of its life", func(a *answer) { a.now = epoch.Add(30 * time.Minute) }, "the leaf is past half of its life"},
-		{"long backdated", func(a *answer) { a.leaf.NotBefore = epoch.Add(-2 * time.Hour) }, "the leaf is past half of its life"},
+		{"long backdated", func(a *answer) { a.leaf.NotBefore = epoch.Add(-backdating - time.Second) }, "longer than the 1h0m0s allowed"},
 		{"expired", func(a *answer) { a.now = a.leaf.NotAfter }, "the leaf expired at 2030-01-01T01:00:00Z"},
 		{"not yet valid", func(a *answer) { a.leaf.NotBefore = a.now.Add(11 * time.Second) }, "the leaf is not valid before 2030-01-01T00:00:12Z"},
 		{"ends before it begins", func(a *answer) { a.leaf.NotAfter = a.leaf.NotBefore.Add(-time.Second) }, "the leaf expired"},

@@ -184,6 +184,17 @@ func (l *live) count() int {
 	return len(l.requests)
 }
 
+// finished is the number of those among them that are final.
+func (l *live) finished() int {
+	n := 0
+	for _, cr := range l.snapshot() {
+		if p, _, _ := outcome(cr); p != pending {
+			n++
+		}
+	}
+	return n
+}
+
 // silence is how long the stream has told nothing while somebody waited: 0 when nobody does.
 func (l *live) silence(now time.Time) time.Duration {
 	l.mu.Lock()

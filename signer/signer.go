@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -113,7 +114,7 @@ type issuerEnd struct {
 	ends time.Time
 }
 
-// New makes a Signer. It needs [Signer.Observe] before it signs, and [Signer.Start] while it does.
+// New makes a Signer. It needs [Signer.Observe] before it signs, and [Signer.Guard] while it does.
 func New(cfg Config, cluster Cluster, issuers *issuer.Store, log *slog.Logger, reg prometheus.Registerer) *Signer {
 	s := &Signer{cfg: cfg, cluster: cluster, issuers: issuers, log: log}
 	s.metrics = newMetrics(reg, s)
@@ -129,15 +130,9 @@ func (s *Signer) Observe(informer cache.Informer) error {
 	return nil
 }
 
-// Start guards the informer's stream until ctx ends, and then until the last request is answered.
-// Every replica runs it.
-func (s *Signer) Start(ctx context.Context) error {
-	s.live.guard(ctx)
-	return nil
-}
-
-// NeedLeaderElection says that every replica signs.
-func (s *Signer) NeedLeaderElection() bool { return false }
+// Guard looks after the informer's stream until ctx ends, which must not be before the last request is
+// answered: when it is silent for a second while requests wait, one LIST for all closes the gap.
+func (s *Signer) Guard(ctx context.Context) { s.live.guard(ctx) }
 
 // Sign turns req into a certificate. The chain is verified against the anchors in force, the key in
 // req.CSR, req.Names and req.Usages. It may live shorter than asked for, never longer than
@@ -177,8 +172,8 @@ func (s *Signer) sign(ctx context.Context, req *Request, snapshot *issuer.Snapsh
 		s.metrics.attempts.WithLabelValues(again.cause).Inc()
 		s.log.Info("trying again with another certificate request", "names", req.Names.String(),
 			"attempt", attempt, "cause", again.cause, "err", again.err)
-		if again.cause == causeStale {
-			continue // an older answer of ours: nothing to wait for
+		if again.met {
+			continue
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return nil, err
@@ -191,6 +186,7 @@ func (s *Signer) sign(ctx context.Context, req *Request, snapshot *issuer.Snapsh
 // be named.
 type anotherAttempt struct {
 	cause string
+	met   bool // by an earlier call, so that there is nothing to wait for
 	err   error
 }
 
@@ -221,7 +217,7 @@ func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Sna
 	s.metrics.observe("wait", began)
 	switch {
 	case errors.Is(err, errDeleted):
-		return nil, &anotherAttempt{causeDeleted, fmt.Errorf("%w: CertificateRequest %s: %w", ErrNotReady, cr.Name, err)}
+		return nil, &anotherAttempt{causeDeleted, false, fmt.Errorf("%w: CertificateRequest %s: %w", ErrNotReady, cr.Name, err)}
 	case err != nil:
 		return nil, fmt.Errorf("wait for CertificateRequest %s: %w", cr.Name, err)
 	}
@@ -232,11 +228,10 @@ func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Sna
 	case denied:
 		return nil, fmt.Errorf("%w: CertificateRequest %s: %s", ErrDenied, cr.Name, why)
 	case failed:
-		err := fmt.Errorf("%w: CertificateRequest %s: %s", ErrFailed, cr.Name, why)
 		if cause := transientCause(why); cause != "" {
-			return nil, &anotherAttempt{cause, err}
+			return nil, &anotherAttempt{cause, met, fmt.Errorf("%w: CertificateRequest %s: %s", ErrNotReady, cr.Name, why)}
 		}
-		return nil, err
+		return nil, fmt.Errorf("%w: CertificateRequest %s: %s", ErrFailed, cr.Name, why)
 	}
 	return s.accept(req, snapshot, final, met)
 }
@@ -261,10 +256,10 @@ func (s *Signer) accept(req *Request, snapshot *issuer.Snapshot, final *cmapi.Ce
 		if s.clamp(req.Lifetime, snapshot.Ref, now) == req.Lifetime {
 			return nil, err
 		}
-		return nil, &anotherAttempt{causeOutlives, err}
+		return nil, &anotherAttempt{causeOutlives, met, err}
 	}
 	if met && stale(final, now) {
-		return nil, &anotherAttempt{causeStale, fmt.Errorf("%w: CertificateRequest %s was answered before", ErrNotReady, final.Name)}
+		return nil, &anotherAttempt{causeStale, met, fmt.Errorf("%w: CertificateRequest %s was answered before", ErrNotReady, final.Name)}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
@@ -335,25 +330,33 @@ func (s *Signer) meet(ctx context.Context, want *cmapi.CertificateRequest, longe
 		return nil, fmt.Errorf("%w: CertificateRequest %s/%s exists and is not ours: %s", ErrFailed, want.Namespace, want.Name, why)
 	}
 	if found.DeletionTimestamp != nil {
-		return nil, &anotherAttempt{causeDeleted, fmt.Errorf("%w: CertificateRequest %s is being deleted", ErrNotReady, want.Name)}
+		return nil, &anotherAttempt{causeDeleted, true, fmt.Errorf("%w: CertificateRequest %s is being deleted", ErrNotReady, want.Name)}
 	}
 	return &found, nil
 }
 
 // refused says that the API server decided against the object, so that the same one won't pass later.
 func refused(err error) bool {
+	if apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota") {
+		return false // a ResourceQuota has room again when older requests are swept
+	}
 	return apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) ||
 		apierrors.IsRequestEntityTooLargeError(err) || apierrors.IsMethodNotSupported(err)
 }
 
-// stale says that a finished request is too old to answer a repeat: its leaf has lived a tenth.
+// stale says that a finished request is too old to answer a repeat: its leaf has lived a tenth since it
+// was issued, which is later than NotBefore where the issuer sets that back.
 func stale(final *cmapi.CertificateRequest, now time.Time) bool {
 	certs, err := ParseChain(final.Status.Certificate)
 	if err != nil {
 		return false
 	}
 	leaf := certs[0]
-	return now.Sub(leaf.NotBefore) > leaf.NotAfter.Sub(leaf.NotBefore)/reuseFraction
+	_, issuedAt, _ := outcome(final)
+	if issuedAt.Before(leaf.NotBefore) {
+		issuedAt = leaf.NotBefore
+	}
+	return now.Sub(issuedAt) > leaf.NotAfter.Sub(leaf.NotBefore)/reuseFraction
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

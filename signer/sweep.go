@@ -44,6 +44,8 @@ const (
 	// waiting for any more is deleted.
 	orphanGrace   = 30 * time.Second
 	deleteTimeout = 10 * time.Second
+	// lastSweep is how much longer than Keep the sweeper goes on when it has to stop.
+	lastSweep = 5 * time.Second
 )
 
 // Sweeper deletes the CertificateRequests of all replicas that are finished, and those that a crashed
@@ -76,15 +78,24 @@ func NewSweeper(s *Signer, log *slog.Logger) *Sweeper {
 	return w
 }
 
-// Start sweeps until ctx ends and the deletes under way are answered.
+// Start sweeps until ctx ends, and then for a little while more, until what is finished is gone.
 func (w *Sweeper) Start(ctx context.Context) error {
+	swept := make(map[types.UID]bool) // deleted by us, still to be seen leaving
+	w.sweep(ctx, swept, func() bool { return false })
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.keep+lastSweep)
+	defer cancel()
+	w.sweep(last, swept, func() bool { return w.signer.live.finished() == 0 })
+	return nil
+}
+
+// sweep makes passes until ctx ends or enough says so.
+func (w *Sweeper) sweep(ctx context.Context, swept map[types.UID]bool, enough func() bool) {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	swept := make(map[types.UID]bool) // deleted by us, still to be seen leaving
-	for {
+	for !enough() {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case now := <-tick.C:
 			w.pass(ctx, now, swept)
 		}

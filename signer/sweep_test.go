@@ -174,7 +174,7 @@ func TestAccept(t *testing.T) {
 	assert.ErrorContains(t, err, "CertificateRequest signet-1: the chain doesn't lead to a trust anchor in force")
 
 	// A repeat that meets an old answer asks anew; the first asker takes it.
-	a.leaf.NotBefore = now.Add(-8 * time.Minute)
+	a.leaf.NotBefore, a.leaf.NotAfter = now.Add(-8*time.Minute), now.Add(52*time.Minute)
 	_, err = signer.accept(a.req, pinned, final(""), false)
 	require.NoError(t, err)
 	_, err = signer.accept(a.req, pinned, final(""), true)
@@ -184,7 +184,7 @@ func TestAccept(t *testing.T) {
 	assert.ErrorIs(t, err, ErrNotReady)
 
 	// R38: an issuer that ends before the leaf is asked for less.
-	a.leaf.NotBefore = now
+	a.leaf.NotBefore, a.leaf.NotAfter = now, now.Add(time.Hour)
 	a.middle = newAuthority(t, "middle", a.root, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-time.Hour), now.Add(10*time.Minute) })
 	_, err = signer.accept(a.req, pinned, final(""), false)
 	require.ErrorAs(t, err, &again)

@@ -28,9 +28,12 @@ func ServingUsages() Usages {
 
 // Validate reports usages that a workload's certificate may not have, and those it can't miss.
 func (u Usages) Validate(p setting.Problems) {
-	for _, usage := range u {
+	for i, usage := range u {
 		if !slices.Contains(LeafUsages(), usage) {
 			p.Addf("", "%q is not a usage of a workload's certificate; they are %q", usage, LeafUsages())
+		}
+		if slices.Contains(u[:i], usage) {
+			p.Addf("", "%q stands twice; each usage must stand once", usage)
 		}
 	}
 	for _, usage := range []cmapi.KeyUsage{cmapi.UsageClientAuth, cmapi.UsageServerAuth} {
@@ -52,6 +55,12 @@ func (u Usages) bits() (x509.KeyUsage, []x509.ExtKeyUsage) {
 		}
 	}
 	return keyUsage, extended
+}
+
+// KeyUsage is the bits of the keyUsage extension; 0 where certificates don't have one.
+func (u Usages) KeyUsage() x509.KeyUsage {
+	keyUsage, _ := u.bits()
+	return keyUsage
 }
 
 // MatchKeyUsage says whether value, of a keyUsage extension in DER, asks for exactly these usages.

@@ -31,7 +31,7 @@ func rights(cfg Config) []right {
 	}
 	// The issuer's own condition is shown in readiness.
 	if cfg.Issuer.Group == issuer.CertManagerGroup {
-		look := right{group: issuer.CertManagerGroup, resource: "issuers", name: cfg.Issuer.Name, namespace: cfg.Namespace, verbs: []string{"get", "list", "watch"}}
+		look := right{group: issuer.CertManagerGroup, resource: "issuers", name: cfg.Issuer.Name, namespace: cfg.Namespace, verbs: []string{"list", "watch"}}
 		if cfg.Issuer.Kind == "ClusterIssuer" {
 			look.resource, look.namespace = "clusterissuers", ""
 		}

@@ -78,8 +78,9 @@ type ShutdownConfig struct {
 	// Delay is how long new connections are still accepted after the replica has said that it isn't
 	// ready any more, until everybody knows. Default 5s.
 	Delay setting.Duration `json:"delay,omitempty"`
-	// Drain is how long requests under way may take then. Default 30s. The pod's
-	// terminationGracePeriodSeconds must be longer than both together.
+	// Drain is how long requests under way may take then; not less than ca.requestTimeout. Default
+	// ca.requestTimeout and 5s more. The pod's terminationGracePeriodSeconds must be longer than both
+	// together, by 20s for the sweeping of what is left.
 	Drain setting.Duration `json:"drain,omitempty"`
 }
 
@@ -121,7 +122,7 @@ func ParseConfig(text []byte) (Config, error) {
 	cfg.CA.Usages = cfg.Signer.UsagesOrDefault()
 	cfg.CA.RequestTimeout = setting.DurationOf(cfg.CA.RequestTimeout.Or(cfg.Signer.TimeoutOrDefault() + 5*time.Second))
 	cfg.CA.ShutdownDelay = cfg.Shutdown.Delay.Or(5 * time.Second)
-	cfg.CA.DrainTimeout = cfg.Shutdown.Drain.Or(30 * time.Second)
+	cfg.CA.DrainTimeout = cfg.Shutdown.Drain.Or(cfg.CA.RequestTimeout.Or(0) + 5*time.Second)
 	return cfg, nil
 }
 
@@ -148,8 +149,12 @@ func (c *Config) validate() error {
 	p.Address("metrics.listen", c.Metrics.Listen)
 	p.Address("health.listen", c.Health.Listen)
 	signing := c.Signer.TimeoutOrDefault()
-	if whole := c.CA.RequestTimeout.Or(signing + 5*time.Second); whole < signing {
+	whole := c.CA.RequestTimeout.Or(signing + 5*time.Second)
+	if whole < signing {
 		p.Addf("ca.requestTimeout", "%s is shorter than signer.timeout, %s; it must not be", whole, signing)
+	}
+	if drain := c.Shutdown.Drain.Or(whole); drain < whole {
+		p.Addf("shutdown.drain", "%s is shorter than ca.requestTimeout, %s; it must not be", drain, whole)
 	}
 	if c.Log.Format != "" && c.Log.Format != "json" && c.Log.Format != "text" {
 		p.Addf("log.format", "%q is not a format; it must be json or text", c.Log.Format)

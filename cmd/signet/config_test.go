@@ -63,7 +63,7 @@ func TestParseConfigWhole(t *testing.T) {
 	assert.Equal(t, ":16060", cfg.Health.Listen)
 	assert.Equal(t, LogConfig{Format: "text", Level: "debug"}, cfg.Log)
 	assert.Equal(t, time.Second, cfg.CA.ShutdownDelay)
-	assert.Equal(t, 2*time.Second, cfg.CA.DrainTimeout)
+	assert.Equal(t, 2*time.Minute, cfg.CA.DrainTimeout)
 }
 
 // TestParseConfigRefuses: each problem is named with its field's path and what would be right.
@@ -99,6 +99,8 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"negative", minimal + "signer: {sweep: {keep: -3s}}\n", []string{"signer.sweep.keep: -3s is out of range; it must be between 1s and 10m0s"}},
 		// out of range
 		{"count", minimal + "ca: {admission: {inFlight: 10001}}\n", []string{"ca.admission.inFlight: 10001 is out of range; it must be between 1 and 10000"}},
+		{"drain shorter than a request", minimal + "shutdown: {drain: 10s}\n", []string{"shutdown.drain: 10s is shorter than ca.requestTimeout, 25s; it must not be"}},
+		{"usage twice", minimal + "signer: {usages: [client auth, client auth, server auth]}\n", []string{`signer.usages: "client auth" stands twice; each usage must stand once`}},
 		{"drain", minimal + "shutdown: {drain: 1h}\n", []string{"shutdown.drain: 1h0m0s is out of range; it must be between 1ms and 10m0s"}},
 		{"lifetimes", minimal + "ca: {lifetime: {max: 1h, default: 2h}}\n", []string{"ca.lifetime.default: 2h0m0s is above lifetime.max, 1h0m0s; it must not be"}},
 		// values

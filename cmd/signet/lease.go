@@ -54,9 +54,6 @@ func newLeased(config *rest.Config, namespace string, run func(ctx context.Conte
 	}, nil
 }
 
-// NeedLeaderElection says that every replica competes.
-func (l *leased) NeedLeaderElection() bool { return false }
-
 // Start competes for the lease until ctx ends and what ran has stopped.
 func (l *leased) Start(ctx context.Context) error {
 	for ctx.Err() == nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/go-logr/logr"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -108,17 +109,57 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 
 	for _, part := range []manager.Runnable{
-		healthServer, metricsServer, &logSwitch{level, log}, sign, anchors, serving, sweeping, endpoint,
+		healthServer, metricsServer, &logSwitch{level, log}, anchors, serving, &answering{endpoint, sign, sweeping},
 	} {
 		if err := mgr.Add(part); err != nil {
 			return err
 		}
 	}
-	if err := mgr.Start(ctx); err != nil {
+	if err := start(ctx, mgr); err != nil {
 		return err
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// start runs the manager until ctx ends and everything has stopped. Where ctx ends while the informers
+// are not synced yet, nothing has been served; the manager would wait for them, so it isn't waited for.
+func start(ctx context.Context, mgr manager.Manager) error {
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case <-mgr.Elected(): // everything was started
+		return <-ended
+	default:
+		return nil
+	}
+}
+
+// answering is the endpoint with what its requests need until the last one is answered, which is later
+// than the manager's word to stop: the guard of the informer's stream, and the sweeper.
+type answering struct {
+	endpoint *ca.Endpoint
+	signer   *signer.Signer
+	sweeping *leased
+}
+
+// NeedLeaderElection says that every replica answers.
+func (a *answering) NeedLeaderElection() bool { return false }
+
+// Start runs all three until ctx ends and they have stopped, the endpoint first.
+func (a *answering) Start(ctx context.Context) error {
+	beside, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var group errgroup.Group
+	group.Go(func() error { a.signer.Guard(beside); return nil })
+	group.Go(func() error { return a.sweeping.Start(beside) })
+	err := a.endpoint.Start(ctx)
+	stop()
+	return errors.Join(err, group.Wait())
 }
 
 // newManager makes the manager with a cache that holds only our own CertificateRequests and our
@@ -166,7 +207,7 @@ func newManager(cfg Config, config *rest.Config, log *slog.Logger) (manager.Mana
 		}},
 		Metrics:                 metricsserver.Options{BindAddress: "0"}, // served with our own
 		HealthProbeBindAddress:  "0",
-		GracefulShutdownTimeout: new(cfg.CA.ShutdownDelay + cfg.CA.DrainTimeout + 10*time.Second),
+		GracefulShutdownTimeout: new(cfg.CA.ShutdownDelay + cfg.CA.DrainTimeout + 20*time.Second),
 		Logger:                  logr.FromSlogHandler(log.Handler()),
 	})
 	if err != nil {
