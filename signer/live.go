@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -20,6 +21,8 @@ const (
 	maxSilenceBound = 8 * time.Second
 	listTimeout     = 10 * time.Second
 	listPage        = 500
+	// goneFor is how long a deletion is remembered for a call that begins to wait only after it.
+	goneFor = time.Minute
 )
 
 // errDeleted says that a CertificateRequest went away before it was final.
@@ -37,7 +40,9 @@ type live struct {
 	mu       sync.Mutex
 	requests map[types.UID]*cmapi.CertificateRequest // objects are shared and never changed
 	waiting  map[types.UID]*waiters
-	heard    time.Time // when the informer last told something
+	gone     map[types.UID]time.Time // deleted before they were final, and when; kept for goneFor
+	held     map[string]int          // calls of this replica that make or wait for the object of that name
+	heard    time.Time               // when the informer last told something
 }
 
 // waiters wait for one CertificateRequest.
@@ -54,6 +59,8 @@ func newLive(namespace string, reader client.Reader, log *slog.Logger, m *metric
 		metrics:   m,
 		requests:  make(map[types.UID]*cmapi.CertificateRequest),
 		waiting:   make(map[types.UID]*waiters),
+		gone:      make(map[types.UID]time.Time),
+		held:      make(map[string]int),
 	}
 }
 
@@ -96,6 +103,8 @@ func (l *live) forget(cr *cmapi.CertificateRequest) {
 	l.heard = time.Now()
 	delete(l.requests, cr.UID)
 	if p == pending {
+		maps.DeleteFunc(l.gone, func(_ types.UID, at time.Time) bool { return l.heard.Sub(at) > goneFor })
+		l.gone[cr.UID] = l.heard
 		l.finish(cr.UID, nil)
 	} else {
 		l.finish(cr.UID, cr)
@@ -127,6 +136,10 @@ func (l *live) wait(ctx context.Context, cr *cmapi.CertificateRequest) (*cmapi.C
 			l.mu.Unlock()
 			return known, nil
 		}
+	}
+	if _, gone := l.gone[cr.UID]; gone {
+		l.mu.Unlock()
+		return nil, errDeleted
 	}
 	w := l.waiting[cr.UID]
 	if w == nil {
@@ -166,13 +179,30 @@ func (l *live) leave(uid types.UID, done chan *cmapi.CertificateRequest) {
 	}
 }
 
-// snapshot copies the known objects.
+// hold keeps the sweeper of this replica from the object of that name until release is called: a create
+// that took effect but seemed to fail meets it again.
+func (l *live) hold(name string) (release func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held[name]++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.held[name]--; l.held[name] == 0 {
+			delete(l.held, name)
+		}
+	}
+}
+
+// snapshot copies the known objects, but for those that calls of this replica hold.
 func (l *live) snapshot() []*cmapi.CertificateRequest {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	all := make([]*cmapi.CertificateRequest, 0, len(l.requests))
 	for _, cr := range l.requests {
-		all = append(all, cr)
+		if l.held[cr.Name] == 0 {
+			all = append(all, cr)
+		}
 	}
 	return all
 }

@@ -163,8 +163,9 @@ func (s *Signer) sign(ctx context.Context, req *Request, snapshot *issuer.Snapsh
 	defer s.signing.Add(-1)
 
 	pause := 50 * time.Millisecond
+	lifetime := s.clamp(req.Lifetime, snapshot.Ref, time.Now())
 	for attempt := 1; ; attempt++ {
-		chain, err := s.attempt(ctx, req, snapshot, attempt)
+		chain, err := s.attempt(ctx, req, snapshot, attempt, lifetime)
 		again, ok := errors.AsType[*anotherAttempt](err)
 		if !ok || attempt == maxAttempts {
 			return chain, err
@@ -172,13 +173,16 @@ func (s *Signer) sign(ctx context.Context, req *Request, snapshot *issuer.Snapsh
 		s.metrics.attempts.WithLabelValues(again.cause).Inc()
 		s.log.Info("trying again with another certificate request", "names", req.Names.String(),
 			"attempt", attempt, "cause", again.cause, "err", again.err)
+		if outlives, ok := errors.AsType[*outlivesError](err); ok {
+			lifetime = s.shorten(req.Lifetime, outlives.issuer, time.Now())
+		}
 		if again.met {
 			continue
 		}
 		if err := sleep(ctx, pause); err != nil {
 			return nil, err
 		}
-		pause *= 4
+		pause = min(4*pause, 3*time.Second)
 	}
 }
 
@@ -201,9 +205,9 @@ const (
 )
 
 // attempt makes one CertificateRequest, or meets the one that is there, and waits for its end.
-func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Snapshot, attempt int) (*Chain, error) {
-	lifetime := s.clamp(req.Lifetime, snapshot.Ref, time.Now())
+func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Snapshot, attempt int, lifetime time.Duration) (*Chain, error) {
 	want := req.certificateRequest(s.cluster.Namespace, snapshot.Ref, attempt, lifetime)
+	defer s.live.hold(want.Name)()
 
 	began := time.Now()
 	cr, met, err := s.create(ctx, want, req.Lifetime)
@@ -253,7 +257,7 @@ func (s *Signer) accept(req *Request, snapshot *issuer.Snapshot, final *cmapi.Ce
 	if outlives, ok := errors.AsType[*outlivesError](err); ok {
 		s.issuerEnds.Store(&issuerEnd{ref: snapshot.Ref, ends: outlives.issuer})
 		err = fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
-		if s.clamp(req.Lifetime, snapshot.Ref, now) == req.Lifetime {
+		if s.shorten(req.Lifetime, outlives.issuer, now) == req.Lifetime {
 			return nil, err
 		}
 		return nil, &anotherAttempt{causeOutlives, met, err}
@@ -276,7 +280,12 @@ func (s *Signer) clamp(lifetime time.Duration, ref issuer.Ref, now time.Time) ti
 	if known == nil || known.ref != ref {
 		return lifetime
 	}
-	left := known.ends.Sub(now)
+	return s.shorten(lifetime, known.ends, now)
+}
+
+// shorten is the lifetime for a leaf that must not live past ends.
+func (s *Signer) shorten(lifetime time.Duration, ends, now time.Time) time.Duration {
+	left := ends.Sub(now)
 	// The issuer adds the lifetime to the moment at which it signs, which may be a while from now.
 	left = (left - min(left/8, s.cfg.TimeoutOrDefault())).Truncate(time.Second)
 	if left >= lifetime || left < time.Second {
@@ -292,7 +301,7 @@ func (s *Signer) create(ctx context.Context, want *cmapi.CertificateRequest, lon
 	began, pause := time.Now(), 50*time.Millisecond
 	for {
 		cr := want.DeepCopy()
-		err := s.cluster.Client.Create(ctx, cr)
+		err := s.try(ctx, cr)
 		if err == nil {
 			return cr, false, nil
 		}
@@ -320,8 +329,17 @@ func (s *Signer) create(ctx context.Context, want *cmapi.CertificateRequest, lon
 	}
 }
 
+// try makes cr, within the time that a try may take.
+func (s *Signer) try(ctx context.Context, cr *cmapi.CertificateRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, maxUnreachable)
+	defer cancel()
+	return s.cluster.Client.Create(ctx, cr)
+}
+
 // meet reads the object that has the name of want and decides whether it is ours to use.
 func (s *Signer) meet(ctx context.Context, want *cmapi.CertificateRequest, longest time.Duration) (*cmapi.CertificateRequest, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxUnreachable)
+	defer cancel()
 	var found cmapi.CertificateRequest
 	if err := s.cluster.Reader.Get(ctx, client.ObjectKeyFromObject(want), &found); err != nil {
 		return nil, fmt.Errorf("get CertificateRequest %s/%s: %w", want.Namespace, want.Name, err)
@@ -337,11 +355,17 @@ func (s *Signer) meet(ctx context.Context, want *cmapi.CertificateRequest, longe
 
 // refused says that the API server decided against the object, so that the same one won't pass later.
 func refused(err error) bool {
-	if apierrors.IsForbidden(err) && strings.Contains(err.Error(), "exceeded quota") {
-		return false // a ResourceQuota has room again when older requests are swept
-	}
-	return apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) ||
+	return forbiddenByAdmission(err) || apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) ||
 		apierrors.IsRequestEntityTooLargeError(err) || apierrors.IsMethodNotSupported(err)
+}
+
+// forbiddenByAdmission tells the 403 of admission, which names the object, from that of the authorizer,
+// which doesn't, and which is no decision about us: right after its start the API server's RBAC denies
+// everything. A ResourceQuota has room again when older requests are swept.
+func forbiddenByAdmission(err error) bool {
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	return ok && apierrors.IsForbidden(err) && status.ErrStatus.Details != nil && status.ErrStatus.Details.Name != "" &&
+		!strings.Contains(err.Error(), "exceeded quota")
 }
 
 // stale says that a finished request is too old to answer a repeat: its leaf has lived a tenth since it

@@ -48,6 +48,9 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 		return err
 	}
 	username, err := askAccess(ctx, mgr.GetClient(), cfg, log)
+	if ctx.Err() != nil {
+		return nil // told to stop before there was anything to stop
+	}
 	if err != nil {
 		return err
 	}
