@@ -84,7 +84,7 @@ type AdmissionConfig struct {
 	// QueueTime is how long a request may wait for its turn; one whose turn would come later is turned
 	// away at once. Default 10s.
 	QueueTime setting.Duration `json:"queueTime,omitempty"`
-	// QueueLength is how many requests may wait. One that arrives when as many are open already, wherever
+	// QueueLength is how many requests may wait, a quarter of them from one namespace. One that arrives when as many are open already, wherever
 	// on their way, is turned away. Default 10000.
 	QueueLength int `json:"queueLength,omitempty"`
 	// PerCallerPerMinute is how many certificates one caller may ask for in a minute. Default 600.

@@ -32,6 +32,7 @@ type queue struct {
 
 type group struct {
 	name    string
+	waiting int
 	members map[string]*member // those that wait or hold
 	ring    *list.List         // of *member that wait, whose turn is next at the front
 	turn    *list.Element      // in queue.ring, nil when nobody in the group waits
@@ -64,7 +65,7 @@ func (q *queue) acquire(ctx context.Context, groupName, memberName string) (rele
 		q.mu.Unlock()
 		return q.releaser(g, m), nil
 	}
-	if wait, ok := q.tooLong(ctx, m); ok {
+	if wait, ok := q.tooLong(ctx, g, m); ok {
 		q.drop(g, m)
 		waiting := q.waiting
 		q.mu.Unlock()
@@ -73,6 +74,7 @@ func (q *queue) acquire(ctx context.Context, groupName, memberName string) (rele
 	ticket := make(chan struct{})
 	place := m.tickets.PushBack(ticket)
 	q.waiting++
+	g.waiting++
 	q.enlist(g, m)
 	q.mu.Unlock()
 
@@ -89,6 +91,7 @@ func (q *queue) acquire(ctx context.Context, groupName, memberName string) (rele
 	default:
 		m.tickets.Remove(place)
 		q.waiting--
+		g.waiting--
 		q.delist(g, m)
 		q.drop(g, m)
 	}
@@ -131,6 +134,7 @@ func (q *queue) dispatch() {
 		first := m.tickets.Front()
 		m.tickets.Remove(first)
 		q.waiting--
+		g.waiting--
 		q.take(m)
 		close(first.Value.(chan struct{}))
 		// Both go to the end of their rings, or out of them.
@@ -157,9 +161,10 @@ func (q *queue) next() (*group, *member) {
 	return nil, nil
 }
 
-// tooLong predicts the wait of a newcomer for m, and says whether there is no use in it.
-func (q *queue) tooLong(ctx context.Context, m *member) (time.Duration, bool) {
-	if q.waiting >= q.maxWaiting {
+// tooLong predicts the wait of a newcomer for m in g, and says whether there is no use in it. A group may
+// have a quarter of the places to wait, so that none keeps the others out.
+func (q *queue) tooLong(ctx context.Context, g *group, m *member) (time.Duration, bool) {
+	if q.waiting >= q.maxWaiting || g.waiting >= (q.maxWaiting+3)/4 {
 		return q.hold, true
 	}
 	// Each of m's own requests before this one, and this one, waits for a turn of the whole ring at

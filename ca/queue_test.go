@@ -243,17 +243,23 @@ func TestQueuePredictsByTurns(t *testing.T) {
 
 func TestQueueLengthIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newQueue(1, 1, 3)
+		q := newQueue(1, 1, 4)
 		release := take(t, q, "holder", "holder")
 		ctx, cancel := context.WithCancel(t.Context())
 		var group sync.WaitGroup
-		for i := range 3 {
-			group.Go(func() { _, _ = q.acquire(ctx, "A", fmt.Sprint(i)) })
+		wait := func(name string) {
+			group.Go(func() { _, _ = q.acquire(ctx, name, name) })
+			synctest.Wait()
 		}
-		synctest.Wait()
-		_, err := q.acquire(t.Context(), "B", "b")
+		wait("A")
+		_, err := q.acquire(t.Context(), "A", "other")
+		assert.ErrorIs(t, err, errShed, "a group has a quarter of the places")
+		for _, name := range []string{"B", "C", "D"} {
+			wait(name)
+		}
+		_, err = q.acquire(t.Context(), "E", "e")
 		assert.ErrorIs(t, err, errShed)
-		assert.ErrorContains(t, err, "3 wait")
+		assert.ErrorContains(t, err, "4 wait")
 		cancel()
 		group.Wait()
 		release()

@@ -18,8 +18,6 @@ import (
 )
 
 const (
-	// maxMessageBytes bounds a request: a CSR and a little metadata.
-	maxMessageBytes = 32 << 10
 	// maxHeaderBytes bounds a request's headers: a token and a little more.
 	maxHeaderBytes = 32 << 10
 	// streamSlack is how much longer than a request a stream may last.
@@ -119,9 +117,12 @@ func (e *Endpoint) grpcServer() *grpc.Server {
 				tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 			},
 		})),
-		grpc.MaxRecvMsgSize(maxMessageBytes),
+		grpc.MaxRecvMsgSize(maxFrameBytes),
+		grpc.ForceServerCodecV2(newFrameCodec()),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.MaxConcurrentStreams(64),
+		grpc.StaticStreamWindowSize(64<<10), // windows that grow would let one caller send megabytes ahead
+		grpc.StaticConnWindowSize(256<<10),
 		grpc.SharedWriteBuffer(true), // most connections are idle most of the time
 		grpc.InTapHandle(e.bound),
 		grpc.ConnectionTimeout(handshakeTimeout),

@@ -26,7 +26,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 	istioca "istio.io/api/security/v1alpha1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -45,6 +44,7 @@ type Server struct {
 	authn     Authenticator
 	signer    Signer
 	policy    csrPolicy
+	receiving *queue // of requests whose message is being received
 	admission *admission
 	log       *slog.Logger
 	refusals  *rate.Limiter // of log lines about refusals
@@ -64,6 +64,7 @@ func New(cfg Config, reviews client.Client, sign Signer, log *slog.Logger, reg p
 	s.authn = reviewer
 	s.signer = sign
 	s.policy = csrPolicy{keys: cfg.keys(), usages: cfg.Usages}
+	s.receiving = newQueue(receiving, receivingPerAddress, maxReceiveWaiting)
 	s.admission = newAdmission(cfg.Admission)
 	s.log = log
 	s.refusals = rate.NewLimiter(20, 200)
@@ -73,14 +74,13 @@ func New(cfg Config, reviews client.Client, sign Signer, log *slog.Logger, reg p
 	return s
 }
 
-// serviceDesc describes IstioCertificateService with CreateCertificate as a stream of one message
-// each way, which is the same on the wire. A unary handler would see a request only after gRPC has
-// read and refused an oversized one with ResourceExhausted, which clients would send again; this one
-// reads the message itself, after it has seen a token.
+// serviceDesc describes IstioCertificateService with CreateCertificate as a stream, which is the same
+// on the wire. A unary handler would see a request only after gRPC has read, and perhaps refused, the
+// message; this one looks at the token first and reads the message itself.
 func (s *Server) serviceDesc() *grpc.ServiceDesc {
 	return &grpc.ServiceDesc{
 		ServiceName: "istio.v1.auth.IstioCertificateService",
-		Streams:     []grpc.StreamDesc{{StreamName: "CreateCertificate", Handler: s.createCertificate}},
+		Streams:     []grpc.StreamDesc{{StreamName: "CreateCertificate", Handler: s.createCertificate, ClientStreams: true}},
 		Metadata:    "security/v1alpha1/ca.proto",
 	}
 }
@@ -134,9 +134,9 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	if err != nil {
 		return nil, err
 	}
-	var request istioca.IstioCertificateRequest
-	if err := stream.RecvMsg(&request); err != nil {
-		return nil, receiveRefusal(err)
+	request, err := s.receive(ctx, stream, x.address)
+	if err != nil {
+		return nil, err
 	}
 	csr, err := parseCSR(request.GetCsr())
 	if err != nil {
@@ -260,19 +260,6 @@ func annotations(caller *Caller) map[string]string {
 		a["signet.dev/node"] = caller.NodeName
 	}
 	return a
-}
-
-// receiveRefusal turns what gRPC says of a message that it didn't take into a refusal.
-func receiveRefusal(err error) error {
-	switch status.Code(err) {
-	case codes.ResourceExhausted: // larger than maxMessageBytes; nothing of it was kept
-		return kindTooLarge.saying("at most %d bytes are allowed", maxMessageBytes)
-	case codes.DeadlineExceeded:
-		return kindNotArrived.because("receive the request: %w", err)
-	case codes.Canceled, codes.Unavailable:
-		return kindCanceled.because("receive the request: %w", err)
-	}
-	return kindMalformed.because("receive the request: %w", err)
 }
 
 // facts are what the log says of a request.

@@ -131,16 +131,13 @@ func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, er
 		return nil, kindUnknownCluster.because("cluster %q is not known; known are %q and aliases %q", c.Cluster, r.clusterID, r.aliases)
 	}
 	key := r.key(c.Token)
-	if caller, ok := r.accepted.Get(key); ok {
-		r.metrics.tokenCache.WithLabelValues("accepted").Inc()
-		return caller.(*Caller), nil
-	}
-	if err, ok := r.rejected.Get(key); ok {
-		r.metrics.tokenCache.WithLabelValues("rejected").Inc()
-		return nil, err.(error)
-	}
-
 	r.mu.Lock()
+	// The caches are read under the lock: a flight fills them before it leaves, so that a token never has
+	// two reviews of its own.
+	if caller, err, known := r.known(key); known {
+		r.mu.Unlock()
+		return caller, err
+	}
 	flight, joined := r.flights[key]
 	if !joined {
 		flight = &reviewFlight{done: make(chan struct{})}
@@ -169,6 +166,19 @@ func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, er
 		}
 		return nil, kindReviewFailed.because("wait for a token review: %w", context.Cause(ctx))
 	}
+}
+
+// known is what the caches say of a token.
+func (r *Reviewer) known(key tokenKey) (caller *Caller, err error, known bool) {
+	if caller, ok := r.accepted.Get(key); ok {
+		r.metrics.tokenCache.WithLabelValues("accepted").Inc()
+		return caller.(*Caller), nil, true
+	}
+	if err, ok := r.rejected.Get(key); ok {
+		r.metrics.tokenCache.WithLabelValues("rejected").Inc()
+		return nil, err.(error), true
+	}
+	return nil, nil, false
 }
 
 func (r *Reviewer) key(token string) tokenKey {

@@ -44,7 +44,8 @@ const (
 	// waiting for any more is deleted.
 	orphanGrace   = 30 * time.Second
 	deleteTimeout = 10 * time.Second
-	// lastSweep is how much longer than Keep the sweeper goes on when it has to stop.
+	// lastSweep is how much longer than Keep the sweeper goes on when it has to stop; for a longer Keep
+	// it doesn't.
 	lastSweep = 5 * time.Second
 )
 
@@ -78,10 +79,13 @@ func NewSweeper(s *Signer, log *slog.Logger) *Sweeper {
 	return w
 }
 
-// Start sweeps until ctx ends, and then for a little while more, until what is finished is gone.
+// Start sweeps until ctx ends, and then for a few seconds more, until what is finished is gone.
 func (w *Sweeper) Start(ctx context.Context) error {
 	swept := make(map[types.UID]bool) // deleted by us, still to be seen leaving
 	w.sweep(ctx, swept, func() bool { return false })
+	if w.keep > lastSweep {
+		return nil // what is left is to be kept for longer than a stop may take
+	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.keep+lastSweep)
 	defer cancel()
 	w.sweep(last, swept, func() bool { return w.signer.live.finished() == 0 })
