@@ -25,7 +25,7 @@ type SweepConfig struct {
 	// Pile is how many finished requests may pile up while signing is busy, when deletes wait because
 	// each costs the API server as much as a fifth of an issuance. Default 4000.
 	Pile int `json:"pile,omitempty"`
-	// Workers is how many deletes may be under way at once. Default 8.
+	// Workers is how many deletes may be under way at once. Default 16.
 	Workers int `json:"workers,omitempty"`
 }
 
@@ -74,7 +74,7 @@ func NewSweeper(s *Signer, log *slog.Logger) *Sweeper {
 		w.pile = 4000
 	}
 	if w.workers == 0 {
-		w.workers = 8
+		w.workers = 16
 	}
 	return w
 }

@@ -48,7 +48,7 @@ func main() {
 // load is one way of calling: how many callers, and how many certificates in one measurement.
 type load struct{ callers, certificates int }
 
-var loads = []load{{1, 250}, {16, 1500}, {64, 2000}}
+var loads = []load{{1, 500}, {16, 2000}, {64, 2000}}
 
 func run(ctx context.Context, rounds int, scale float64, key string) (err error) {
 	began := time.Now()

@@ -55,7 +55,7 @@ func (s *signetSide) certificate(ctx context.Context, caller, n int) (time.Durat
 
 // settle waits until Signet has swept everything, asking it how many objects it sees.
 func (s *signetSide) settle(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(200 * time.Millisecond) // each question costs Signet milliseconds
 	defer tick.Stop()
 	for {
 		live, err := s.replica.Metric(ctx, "signet_certificaterequests_live", nil)
