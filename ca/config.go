@@ -30,6 +30,11 @@ type Config struct {
 	// deadline (R12). It must not be shorter than signer.timeout. Default signer.timeout and 5s more.
 	RequestTimeout setting.Duration `json:"requestTimeout,omitempty"`
 
+	// ConnectionAge is how long a connection is used, give or take a tenth; requests on it are finished.
+	// Clients keep one connection for life, so that replicas would never share the load (R11). Default
+	// 30m.
+	ConnectionAge setting.Duration `json:"connectionAge,omitempty"`
+
 	// TrustDomain, ClusterID and Usages are those of the whole configuration.
 	TrustDomain spiffeid.TrustDomain `json:"-"`
 	ClusterID   string               `json:"-"`
@@ -120,6 +125,7 @@ func (c Config) Validate(p setting.Problems) {
 	p.Address("listen", c.Listen)
 	c.Token.Validate(p.At("token"))
 	p.Duration("requestTimeout", c.RequestTimeout, time.Second, 5*time.Minute)
+	p.Duration("connectionAge", c.ConnectionAge, time.Second, 30*24*time.Hour)
 
 	const longest = 10 * 365 * 24 * time.Hour
 	lifetime, at := c.Lifetime.withDefaults(), p.At("lifetime")

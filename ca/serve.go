@@ -128,12 +128,11 @@ func (e *Endpoint) grpcServer() *grpc.Server {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		// R10: both kinds of clients ping every 30s while a request is pending.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		// R11: clients keep one connection for life, so that replicas would never share the load; gRPC
-		// spreads the age by a tenth. The grace is longer than any request.
+		// R11. gRPC spreads the age by a tenth; the grace is longer than any request.
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  30 * time.Second,
 			Timeout:               10 * time.Second,
-			MaxConnectionAge:      30 * time.Minute,
+			MaxConnectionAge:      cfg.ConnectionAge.Or(30 * time.Minute),
 			MaxConnectionAgeGrace: cfg.requestTimeout() + 10*time.Second,
 		}),
 	)

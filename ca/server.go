@@ -57,18 +57,19 @@ type Server struct {
 
 // New makes a Server that authenticates with service account tokens, reviewed through reviews.
 func New(cfg Config, reviews client.Client, sign Signer, log *slog.Logger, reg prometheus.Registerer) *Server {
-	s := &Server{}
-	m := newMetrics(reg, &s.open)
-	reviewer := newReviewer(cfg, reviews, m)
-	s.cfg = cfg
+	s := &Server{
+		cfg:       cfg,
+		signer:    sign,
+		policy:    csrPolicy{keys: cfg.keys(), usages: cfg.Usages},
+		receiving: newQueue(receiving, receivingPerAddress, maxReceiveWaiting),
+		admission: newAdmission(cfg.Admission),
+		log:       log,
+		refusals:  rate.NewLimiter(20, 200),
+	}
+	s.metrics = newMetrics(reg, &s.open)
+	reviewer := newReviewer(cfg, reviews, s.metrics)
 	s.authn = reviewer
-	s.signer = sign
-	s.policy = csrPolicy{keys: cfg.keys(), usages: cfg.Usages}
-	s.receiving = newQueue(receiving, receivingPerAddress, maxReceiveWaiting)
-	s.admission = newAdmission(cfg.Admission)
-	s.log = log
-	s.refusals = rate.NewLimiter(20, 200)
-	s.metrics = m
+	watchQueue(reg, "receive", s.receiving)
 	watchQueue(reg, "review", reviewer.queue)
 	watchQueue(reg, "sign", s.admission.queue)
 	return s
