@@ -70,7 +70,7 @@ func TestSweepDue(t *testing.T) {
 func TestSweeperDefaults(t *testing.T) {
 	signer, _ := newTestSigner(t, Config{})
 	w := NewSweeper(signer, slog.New(slog.DiscardHandler))
-	assert.Equal(t, []any{3 * time.Second, 50 * time.Second, 4000, 8}, []any{w.keep, w.orphanAge, w.pile, w.workers})
+	assert.Equal(t, []any{3 * time.Second, 50 * time.Second, 4000, 16}, []any{w.keep, w.orphanAge, w.pile, w.workers})
 	signer, _ = newTestSigner(t, Config{Timeout: setting.DurationOf(time.Minute), Sweep: SweepConfig{Keep: setting.DurationOf(time.Hour), Pile: 1, Workers: 2}})
 	w = NewSweeper(signer, slog.New(slog.DiscardHandler))
 	assert.Equal(t, []any{time.Hour, 90 * time.Second, 1, 2}, []any{w.keep, w.orphanAge, w.pile, w.workers})
