@@ -78,7 +78,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"unknown two levels down", minimal + "ca: {lifetime: {maximum: 1h}}\n", []string{"ca.lifetime.maximum: unknown field; known here are default, max, min"}},
 		{"unknown below a pointer", "issuer: {name: mesh}\nroots: {secret: {name: a, kay: b}}\n", []string{"roots.secret.kay: unknown field; known here are key, name"}},
 		{"unknown in what has no name in Go", minimal + "metrics: {port: 1}\n", []string{"metrics.port: unknown field; known here are listen"}},
-		{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, clusterAliases, keys, lifetime, listen, requestTimeout, token"}},
+		{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, clusterAliases, connectionAge, keys, lifetime, listen, requestTimeout, token"}},
 		{"not for the file", minimal + "ca: {ShutdownDelay: 1s}\n", []string{"ca.ShutdownDelay: unknown field"}},
 		{"with a dot in its name", minimal + "\"log.level\": debug\n", []string{"log.level"}},
 		{"several at once", minimal + "a: 1\nlog: {b: 1}\n", []string{"a: unknown field", "log.b: unknown field"}},
