@@ -38,21 +38,34 @@ func newAdmission(cfg AdmissionConfig) *admission {
 func (a *admission) admit(ctx context.Context, caller *Caller) (release func(), err error) {
 	own := a.budget("caller:"+caller.key(), a.cfg.PerCallerPerMinute)
 	shared := a.budget("namespace:"+caller.Namespace, a.cfg.PerNamespacePerMinute)
+	overOwn := func() error {
+		return kindBudget.because("caller %s asks for more than %d certificates a minute (admission.perCallerPerMinute)", caller.ID, a.cfg.PerCallerPerMinute)
+	}
+	overShared := func() error {
+		return kindBudget.because("namespace %s asks for more than %d certificates a minute (admission.perNamespacePerMinute)", caller.Namespace, a.cfg.PerNamespacePerMinute)
+	}
+	// Who has nothing left need not wait.
 	if own.Tokens() < 1 {
-		return nil, kindBudget.because("caller %s asks for more than %d certificates a minute (admission.perCallerPerMinute)", caller.ID, a.cfg.PerCallerPerMinute)
+		return nil, overOwn()
 	}
 	if shared.Tokens() < 1 {
-		return nil, kindBudget.because("namespace %s asks for more than %d certificates a minute (admission.perNamespacePerMinute)", caller.Namespace, a.cfg.PerNamespacePerMinute)
+		return nil, overShared()
 	}
 	waiting, cancel := context.WithTimeout(ctx, a.cfg.QueueTime.Or(0))
 	defer cancel()
 	release, err = a.queue.acquire(waiting, caller.Namespace, caller.key())
 	switch {
 	case err == nil:
-		// Only what reaches the issuer is charged. Some of those that waited at the same time may find
-		// nothing left, but one certificate too many does no harm, so they go on.
-		own.Allow()
-		shared.Allow()
+		// Only what goes on to the issuer is charged, and only as long as there is something left: many
+		// may have waited for the same rest.
+		if !own.Allow() {
+			release()
+			return nil, overOwn()
+		}
+		if !shared.Allow() {
+			release()
+			return nil, overShared()
+		}
 		return release, nil
 	case errors.Is(err, context.Canceled):
 		return nil, kindCanceled.because("wait for a turn: %w", err)
