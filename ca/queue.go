@@ -59,6 +59,9 @@ func newQueue(slots, perMember, maxWaiting int) *queue {
 // too long to reach a slot by then. The slot is given back by calling release, once.
 func (q *queue) acquire(ctx context.Context, groupName, memberName string) (release func(), err error) {
 	q.mu.Lock()
+	if q.held == 0 {
+		q.hold = 0 // what was slow has ended; a queue that starts anew has no memory of it
+	}
 	g, m := q.find(groupName, memberName)
 	if q.held < q.slots && m.held < q.perMember && m.tickets.Len() == 0 {
 		q.take(m)

@@ -305,19 +305,52 @@ func TestQueueLeaving(t *testing.T) {
 
 func TestQueueLearnsHowLongSlotsAreHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newQueue(1, 1, 10)
-		for range 50 {
-			release := take(t, q, "A", "a")
-			<-time.After(8 * time.Second)
-			release()
+		q := newQueue(2, 2, 10)
+		// busy holds slots one after the other, the next one before the last one is given back.
+		busy := func(each time.Duration) {
+			last := take(t, q, "A", "a")
+			for range 50 {
+				<-time.After(each / 3)
+				next := take(t, q, "A", "a")
+				<-time.After(each - each/3*2)
+				last()
+				last = next
+			}
+			last()
 		}
-		assert.InDelta(t, 8*time.Second, q.hold, float64(50*time.Millisecond))
-		for range 50 {
-			release := take(t, q, "A", "a")
-			<-time.After(time.Millisecond)
-			release()
-		}
+		busy(8 * time.Second)
+		assert.InDelta(t, 8*time.Second, q.hold, float64(time.Second))
+		busy(time.Millisecond)
 		assert.Less(t, q.hold, 50*time.Millisecond, "and follows when they are faster")
+	})
+}
+
+// After an outage, in which slots were held for long, a burst is not turned away for it.
+func TestQueueForgetsWhatWasSlowOnceItIsEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(4, 4, 1000)
+		var slots []func()
+		for range 4 {
+			slots = append(slots, take(t, q, "A", "a"))
+		}
+		time.Sleep(10 * time.Minute)
+		for _, release := range slots {
+			release()
+		}
+		var group sync.WaitGroup
+		for range 40 {
+			group.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				release, err := q.acquire(ctx, "A", "a")
+				if assert.NoError(t, err) {
+					time.Sleep(time.Millisecond)
+					release()
+				}
+			})
+		}
+		group.Wait()
+		q.empty(t)
 	})
 }
 

@@ -1,11 +1,13 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -137,8 +139,35 @@ func (part *Part) Kill() {
 }
 
 // Pause makes the part stand still (SIGSTOP): its connections stay open and nobody answers on
-// them. The error says that it does not run.
-func (part *Part) Pause() error { return part.setPaused(true, syscall.SIGSTOP) }
+// them. When it returns no thread of the part runs any more. The error says that it does not run.
+func (part *Part) Pause() error {
+	if err := part.setPaused(true, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	// The signal is only on its way: on a busy machine the part would still answer.
+	for end := time.Now().Add(stopTimeout); !standsStill(part.PID()); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("pause %s: its threads still run after %v", part.name, stopTimeout)
+		}
+	}
+	return nil
+}
+
+// standsStill says whether all threads of a process are stopped, as far as the system tells.
+func standsStill(pid int) bool {
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return true
+	}
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		// The state is the letter after the name in parentheses; T is stopped. A thread may be gone.
+		if at := bytes.LastIndexByte(stat, ')'); err == nil && at >= 0 && len(stat) > at+2 && stat[at+2] != 'T' {
+			return false
+		}
+	}
+	return true
+}
 
 // Resume lets a paused part go on. The error says that it does not run.
 func (part *Part) Resume() error { return part.setPaused(false, syscall.SIGCONT) }
