@@ -70,42 +70,59 @@ type Snapshot struct {
 
 // Store holds the snapshot in force. Safe for concurrent use.
 type Store struct {
-	current atomic.Pointer[Snapshot]
-	known   chan struct{} // closed when anchors are known for the first time
-	once    sync.Once
+	current atomic.Pointer[versioned]
+	mu      sync.Mutex // held by writers
+}
+
+// versioned is a snapshot with what tells that it isn't in force any more.
+type versioned struct {
+	Snapshot
+	replaced chan struct{}
 }
 
 // NewStore starts with ref and no anchors.
 func NewStore(ref Ref) *Store {
-	s := &Store{known: make(chan struct{})}
-	s.current.Store(&Snapshot{Ref: ref.WithDefaults()})
+	s := &Store{}
+	s.current.Store(&versioned{Snapshot: Snapshot{Ref: ref.WithDefaults()}, replaced: make(chan struct{})})
 	return s
 }
 
 // Current is the snapshot in force, never nil. Read it once per request.
-func (s *Store) Current() *Snapshot { return s.current.Load() }
+func (s *Store) Current() *Snapshot { return &s.current.Load().Snapshot }
+
+// Watch is the snapshot in force, and a channel that is closed when another one is.
+func (s *Store) Watch() (*Snapshot, <-chan struct{}) {
+	current := s.current.Load()
+	return &current.Snapshot, current.replaced
+}
+
+// Update puts in force, for requests that begin from now on, what change makes of the snapshot.
+func (s *Store) Update(change func(*Snapshot)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.current.Load()
+	next := &versioned{Snapshot: old.Snapshot, replaced: make(chan struct{})}
+	change(&next.Snapshot)
+	s.current.Store(next)
+	close(old.replaced)
+}
 
 // SetAnchors puts anchors in force, for requests that begin from now on.
 func (s *Store) SetAnchors(anchors Bundle) {
-	for {
-		old := s.current.Load()
-		next := *old
-		next.Anchors = anchors
-		if s.current.CompareAndSwap(old, &next) {
-			break
-		}
-	}
-	if !anchors.Empty() {
-		s.once.Do(func() { close(s.known) })
-	}
+	s.Update(func(snapshot *Snapshot) { snapshot.Anchors = anchors })
 }
 
 // WaitAnchors returns when anchors are known, or with the error of ctx.
 func (s *Store) WaitAnchors(ctx context.Context) error {
-	select {
-	case <-s.known:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for {
+		snapshot, replaced := s.Watch()
+		if !snapshot.Anchors.Empty() {
+			return nil
+		}
+		select {
+		case <-replaced:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }
