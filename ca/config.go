@@ -57,6 +57,9 @@ type LifetimeConfig struct {
 	Min setting.Duration `json:"min,omitempty"`
 }
 
+// MaxOrDefault is the longest lifetime of a leaf.
+func (c LifetimeConfig) MaxOrDefault() time.Duration { return c.withDefaults().Max.Or(0) }
+
 func (c LifetimeConfig) withDefaults() LifetimeConfig {
 	c.Max = setting.DurationOf(c.Max.Or(24 * time.Hour))
 	c.Default = setting.DurationOf(c.Default.Or(min(24*time.Hour, c.Max.Or(0))))

@@ -38,11 +38,27 @@ type Signer interface {
 	Sign(ctx context.Context, req signer.Request) (*signer.Chain, error)
 }
 
+// Issuance is one certificate that was issued.
+type Issuance struct {
+	// Caller is who asked for it, from Address.
+	Caller  *Caller
+	Address string
+	// Chain is what was issued.
+	Chain *signer.Chain
+}
+
+// Recorder takes note of each certificate that was issued, before it leaves.
+type Recorder interface {
+	// Record is on the way of every request, so it must be quick. An error keeps the certificate from leaving.
+	Record(ctx context.Context, issuance Issuance) error
+}
+
 // Server answers CreateCertificate. Safe for concurrent use.
 type Server struct {
 	cfg       Config
 	authn     Authenticator
 	signer    Signer
+	recorder  Recorder
 	policy    csrPolicy
 	receiving *queue // of requests whose message is being received
 	admission *admission
@@ -56,10 +72,11 @@ type Server struct {
 }
 
 // New makes a Server that authenticates with service account tokens, reviewed through reviews.
-func New(cfg Config, reviews client.Client, sign Signer, log *slog.Logger, reg prometheus.Registerer) *Server {
+func New(cfg Config, reviews client.Client, sign Signer, recorder Recorder, log *slog.Logger, reg prometheus.Registerer) *Server {
 	s := &Server{
 		cfg:       cfg,
 		signer:    sign,
+		recorder:  recorder,
 		policy:    csrPolicy{keys: cfg.keys(), usages: cfg.Usages},
 		receiving: newQueue(receiving, receivingPerAddress, maxReceiveWaiting),
 		admission: newAdmission(cfg.Admission),
@@ -200,9 +217,14 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	if err != nil {
 		return nil, err
 	}
-	s.issued(x)
 
-	// 7. Answer: leaf, intermediates, and all anchors as the last element (ca.proto; R39 to R41).
+	// 7. Record.
+	s.issued(x)
+	if err := s.recorder.Record(ctx, Issuance{Caller: x.caller, Address: x.address, Chain: x.chain}); err != nil {
+		return nil, kindNotReady.because("record the certificate: %w", err)
+	}
+
+	// 8. Answer: leaf, intermediates, and all anchors as the last element (ca.proto; R39 to R41).
 	return &istioca.IstioCertificateResponse{CertChain: append(x.chain.PEM(), x.chain.Anchors.PEM())}, nil
 }
 

@@ -62,10 +62,24 @@ func (r Ref) String() string { return r.Kind + "." + r.Group + "/" + r.Name }
 
 // Snapshot is what is in force at one moment. It is immutable.
 type Snapshot struct {
-	// Ref is the issuer that signs. Its defaults are filled in.
+	// Ref is the issuer that signs leaves. Its defaults are filled in; its name is empty where there is none.
 	Ref Ref
-	// Anchors are the mesh's trust anchors; empty until they are known.
+	// Serving is the issuer of our serving certificate and of istiod's; Ref where it isn't set.
+	Serving Ref
+	// Anchors are the mesh's trust anchors, which every answer carries; empty until they are known.
 	Anchors Bundle
+	// Trusted are those among them that an issuer may sign under.
+	Trusted Bundle
+	// Rollover is the state that the anchors come from; nil until it is known.
+	Rollover *Rollover
+}
+
+// ServingRef is the issuer of our serving certificate and of istiod's.
+func (s *Snapshot) ServingRef() Ref {
+	if s.Serving.Name != "" {
+		return s.Serving
+	}
+	return s.Ref
 }
 
 // Store holds the snapshot in force. Safe for concurrent use.
@@ -80,10 +94,13 @@ type versioned struct {
 	replaced chan struct{}
 }
 
-// NewStore starts with ref and no anchors.
+// NewStore starts with ref, which may be empty, and no anchors.
 func NewStore(ref Ref) *Store {
 	s := &Store{}
-	s.current.Store(&versioned{Snapshot: Snapshot{Ref: ref.WithDefaults()}, replaced: make(chan struct{})})
+	if ref.Name != "" {
+		ref = ref.WithDefaults()
+	}
+	s.current.Store(&versioned{Snapshot: Snapshot{Ref: ref}, replaced: make(chan struct{})})
 	return s
 }
 
@@ -107,16 +124,16 @@ func (s *Store) Update(change func(*Snapshot)) {
 	close(old.replaced)
 }
 
-// SetAnchors puts anchors in force, for requests that begin from now on.
+// SetAnchors puts anchors in force that issuers may sign under, for requests that begin from now on.
 func (s *Store) SetAnchors(anchors Bundle) {
-	s.Update(func(snapshot *Snapshot) { snapshot.Anchors = anchors })
+	s.Update(func(snapshot *Snapshot) { snapshot.Anchors, snapshot.Trusted = anchors, anchors })
 }
 
-// WaitAnchors returns when anchors are known, or with the error of ctx.
-func (s *Store) WaitAnchors(ctx context.Context) error {
+// WaitKnown returns when anchors are known and an issuer is in force, or with the error of ctx.
+func (s *Store) WaitKnown(ctx context.Context) error {
 	for {
 		snapshot, replaced := s.Watch()
-		if !snapshot.Anchors.Empty() {
+		if !snapshot.Anchors.Empty() && snapshot.ServingRef().Name != "" {
 			return nil
 		}
 		select {

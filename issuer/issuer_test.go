@@ -62,17 +62,17 @@ func TestStore(t *testing.T) {
 	why := errors.New("stopped")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(why)
-	assert.ErrorIs(t, store.WaitAnchors(ctx), why)
+	assert.ErrorIs(t, store.WaitKnown(ctx), why)
 
 	// An empty bundle is not yet anchors.
 	store.SetAnchors(Bundle{})
-	assert.ErrorIs(t, store.WaitAnchors(ctx), why)
+	assert.ErrorIs(t, store.WaitKnown(ctx), why)
 
 	one, err := NewBundle(newRoot(t, "a", nil))
 	require.NoError(t, err)
 	var waiting sync.WaitGroup
 	for range 3 {
-		waiting.Go(func() { assert.NoError(t, store.WaitAnchors(t.Context())) })
+		waiting.Go(func() { assert.NoError(t, store.WaitKnown(t.Context())) })
 	}
 	store.SetAnchors(one)
 	waiting.Wait()
@@ -84,5 +84,5 @@ func TestStore(t *testing.T) {
 	require.NoError(t, err)
 	store.SetAnchors(two)
 	assert.Equal(t, two.PEM(), store.Current().Anchors.PEM())
-	assert.NoError(t, store.WaitAnchors(t.Context()))
+	assert.NoError(t, store.WaitKnown(t.Context()))
 }

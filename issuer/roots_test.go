@@ -1,13 +1,10 @@
 package issuer
 
 import (
-	"io/fs"
-	"os"
-	"path/filepath"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/stretchr/testify/assert"
-	"github.com/stretchr/testify/require"
 
 	"github.com/signet-ca/signet/setting"
 )
@@ -19,17 +16,19 @@ func TestRootsConfigValidate(t *testing.T) {
 		want string // "" is right
 	}{
 		{"file", RootsConfig{File: "roots.pem"}, ""},
-		{"secret", RootsConfig{Secret: &SecretKey{Name: "roots"}}, ""},
-		{"secret and key", RootsConfig{Secret: &SecretKey{Name: "roots", Key: "tls.crt"}}, ""},
+		{"secret", RootsConfig{Secret: &ObjectKey{Name: "roots"}}, ""},
+		{"secret and key", RootsConfig{Secret: &ObjectKey{Name: "roots", Key: "tls.crt"}}, ""},
 		{"first use", RootsConfig{FromIssuer: true}, ""},
-		{"none", RootsConfig{}, "roots: exactly one of file, secret and fromIssuer must be set; 0 are"},
-		{"file and secret", RootsConfig{File: "f", Secret: &SecretKey{Name: "s"}}, "roots: exactly one of file, secret and fromIssuer must be set; 2 are"},
-		{"all", RootsConfig{File: "f", Secret: &SecretKey{Name: "s"}, FromIssuer: true}, "roots: exactly one of file, secret and fromIssuer must be set; 3 are"},
-		{"nameless secret", RootsConfig{Secret: &SecretKey{Key: "ca.crt"}}, "roots.secret.name: must be set to the name of a Secret in Signet's namespace"},
+		{"several", RootsConfig{File: "f", Secret: &ObjectKey{Name: "s"}, ConfigMap: &ObjectKey{Name: "c"}, FromIssuer: true}, ""},
+		{"none", RootsConfig{}, "roots: at least one of file, secret, configMap and fromIssuer must be set"},
+		{"only federated", RootsConfig{Federated: []FederatedConfig{{TrustDomain: "other.example", File: "f"}}}, "roots: at least one of file, secret, configMap and fromIssuer must be set"},
+		{"federated with itself", RootsConfig{File: "f", Federated: []FederatedConfig{{TrustDomain: "cluster.local", File: "f"}}}, `roots.federated[0].trustDomain: "cluster.local" is the mesh's own trust domain`},
+		{"nameless ConfigMap", RootsConfig{ConfigMap: &ObjectKey{}}, "roots.configMap.name: must be set to the name of a ConfigMap in Signet's namespace"},
+		{"nameless secret", RootsConfig{Secret: &ObjectKey{Key: "ca.crt"}}, "roots.secret.name: must be set to the name of a Secret in Signet's namespace"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := setting.NewProblems()
-			row.cfg.Validate(p.At("roots"))
+			row.cfg.Validate(p.At("roots"), spiffeid.RequireTrustDomainFromString("cluster.local"))
 			if row.want == "" {
 				assert.NoError(t, p.Err())
 			} else {
@@ -37,32 +36,4 @@ func TestRootsConfigValidate(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestLoadPinnedFile(t *testing.T) {
-	a, b := newRoot(t, "a", nil), newRoot(t, "b", nil)
-	path := filepath.Join(t.TempDir(), "roots.pem")
-	write := func(text string) { require.NoError(t, os.WriteFile(path, []byte(text), 0o600)) }
-	load := func() (Bundle, error) {
-		return LoadPinned(t.Context(), nil, "istio-system", RootsConfig{File: path})
-	}
-
-	_, err := load()
-	require.ErrorIs(t, err, fs.ErrNotExist)
-	assert.ErrorContains(t, err, "read trust anchors: ")
-
-	write("# the mesh's roots\n" + toPEM(a, b))
-	bundle, err := load()
-	require.NoError(t, err)
-	want, err := NewBundle(b, a)
-	require.NoError(t, err)
-	assert.Equal(t, want.PEM(), bundle.PEM())
-
-	write(toPEM(a) + "rubbish")
-	_, err = load()
-	assert.ErrorContains(t, err, "trust anchors in file "+path+": PEM: text outside of blocks")
-
-	write("")
-	_, err = load()
-	assert.ErrorContains(t, err, "PEM: no certificate")
 }

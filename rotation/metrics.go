@@ -36,7 +36,7 @@ func newServingMetrics(reg prometheus.Registerer, s *Serving) *servingMetrics {
 			if current == nil {
 				return 1
 			}
-			switch Decide(current.Leaf.NotBefore, current.Leaf.NotAfter, time.Now()) {
+			switch Decide(KindServing.Policy(), current.Leaf.NotBefore, current.Leaf.NotAfter, time.Now()) {
 			case Overdue, Expired:
 				return 1
 			}

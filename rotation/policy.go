@@ -1,5 +1,5 @@
-// Package rotation looks after what expires: it renews Signet's own serving certificate in time and
-// brings the mesh's trust anchors into force.
+// Package rotation looks after what expires: it renews Signet's own serving certificate in time, brings
+// the mesh's trust anchors into force, and watches everything that ends.
 //
 // What is due and when is decided by pure functions of a validity and a moment; the loops around them
 // only wait and try.
@@ -18,31 +18,93 @@ const (
 	Expired State = "expired"
 )
 
-// Parts of a serving certificate's life after which it is due, and overdue.
+// Kind is what sort of thing ends. It is a label of metrics.
+type Kind string
+
+// The kinds; there are no others.
 const (
-	dueAt     = 2.0 / 3
-	overdueAt = 5.0 / 6
+	KindLeaf           Kind = "leaf"            // issued to a workload
+	KindServing        Kind = "serving"         // Signet's own
+	KindIstiod         Kind = "istiod"          // istiod's, in the Secret istiod-tls
+	KindIntermediate   Kind = "intermediate"    // between a leaf and its anchor
+	KindAnchor         Kind = "anchor"          // a trust anchor in force
+	KindFallbackAnchor Kind = "fallback_anchor" // one that isn't in force, and can be
+	KindCRL            Kind = "crl"             // a revocation list, from thisUpdate to nextUpdate
 )
 
-// Decide says in which state a certificate with this validity is at now. The last second of the
-// validity belongs to it (RFC 5280 §4.1.2.5).
-func Decide(notBefore, notAfter, now time.Time) State {
+// Policy says when something is due and overdue, in parts of its life.
+type Policy struct {
+	Due, Overdue float64
+}
+
+var policies = map[Kind]Policy{
+	// Clients renew at half of the lifetime (R37).
+	KindLeaf: {0.5, 0.55},
+	// We renew these ourselves.
+	KindServing: {2.0 / 3, 5.0 / 6},
+	KindIstiod:  {2.0 / 3, 5.0 / 6},
+	// A new CA certificate has to reach everybody before it can sign, which takes people and days.
+	KindIntermediate:   {0.8, 0.9},
+	KindAnchor:         {0.8, 0.9},
+	KindFallbackAnchor: {0.8, 0.9},
+	// Successive lists may overlap by as little as a tenth of their life.
+	KindCRL: {0.8, 0.95},
+}
+
+// Policy is the policy of a kind.
+func (k Kind) Policy() Policy { return policies[k] }
+
+// moments are those at which the state changes: when it is due, overdue, and over.
+func (p Policy) moments(notBefore, notAfter time.Time) (due, overdue, over time.Time) {
 	life := notAfter.Sub(notBefore)
-	switch age := now.Sub(notBefore); {
-	case now.After(notAfter):
+	// RFC 5280 §4.1.2.5: the last second of the validity belongs to it.
+	return notBefore.Add(part(life, p.Due)), notBefore.Add(part(life, p.Overdue)), notAfter.Add(1)
+}
+
+// Decide says in which state something with this policy and validity is at now. The last second of the
+// validity belongs to it (RFC 5280 §4.1.2.5). What ends before it begins is expired from the start; what
+// hasn't begun is fresh, because clocks differ.
+func Decide(policy Policy, notBefore, notAfter, now time.Time) State {
+	due, overdue, over := policy.moments(notBefore, notAfter)
+	switch {
+	case !now.Before(over), notAfter.Before(notBefore):
 		return Expired
-	case age >= part(life, overdueAt):
+	case !now.Before(overdue):
 		return Overdue
-	case age >= part(life, dueAt):
+	case !now.Before(due):
 		return Due
 	}
 	return Fresh
 }
 
-// renewIn is how long a certificate with this validity can still wait for its renewal at now: 0 where
-// it is due.
+// nextChange is the first moment after now at which Decide says something else; zero where there is none.
+func nextChange(policy Policy, notBefore, notAfter, now time.Time) time.Time {
+	if notAfter.Before(notBefore) {
+		return time.Time{}
+	}
+	due, overdue, over := policy.moments(notBefore, notAfter)
+	for _, moment := range []time.Time{due, overdue, over} {
+		if moment.After(now) {
+			return moment
+		}
+	}
+	return time.Time{}
+}
+
+// remaining is the part of the life that is left at now, between 0 and 1.
+func remaining(notBefore, notAfter, now time.Time) float64 {
+	life := notAfter.Sub(notBefore)
+	if life <= 0 {
+		return 0
+	}
+	return min(1, max(0, float64(notAfter.Sub(now))/float64(life)))
+}
+
+// renewIn is how long a serving certificate with this validity can still wait for its renewal at now: 0
+// where it is due.
 func renewIn(notBefore, notAfter, now time.Time) time.Duration {
-	return max(0, notBefore.Add(part(notAfter.Sub(notBefore), dueAt)).Sub(now))
+	due, _, _ := KindServing.Policy().moments(notBefore, notAfter)
+	return max(0, due.Sub(now))
 }
 
 // retryIn is the pause after the given number of failures in a row: a second, doubled each time, up

@@ -26,13 +26,13 @@ func TestDecide(t *testing.T) {
 		{24*time.Hour + time.Nanosecond, Expired},
 		{1000 * time.Hour, Expired},
 	} {
-		assert.Equal(t, row.want, Decide(epoch, epoch.Add(life), epoch.Add(row.age)), "at %s", row.age)
+		assert.Equal(t, row.want, Decide(KindServing.Policy(), epoch, epoch.Add(life), epoch.Add(row.age)), "at %s", row.age)
 	}
-	assert.Equal(t, Expired, Decide(epoch, epoch.Add(-time.Second), epoch), "a validity that ends before it begins")
-	assert.Equal(t, Overdue, Decide(epoch, epoch, epoch), "one of no length")
+	assert.Equal(t, Expired, Decide(KindServing.Policy(), epoch, epoch.Add(-time.Second), epoch), "a validity that ends before it begins")
+	assert.Equal(t, Overdue, Decide(KindServing.Policy(), epoch, epoch, epoch), "one of no length")
 	century := epoch.AddDate(100, 0, 0)
-	assert.Equal(t, Fresh, Decide(epoch, century, epoch.AddDate(66, 0, 0)))
-	assert.Equal(t, Due, Decide(epoch, century, epoch.AddDate(67, 0, 0)))
+	assert.Equal(t, Fresh, Decide(KindServing.Policy(), epoch, century, epoch.AddDate(66, 0, 0)))
+	assert.Equal(t, Due, Decide(KindServing.Policy(), epoch, century, epoch.AddDate(67, 0, 0)))
 }
 
 func TestRenewIn(t *testing.T) {
@@ -51,8 +51,8 @@ func TestRenewIn(t *testing.T) {
 	// Whenever it is waited for, the state is Fresh before and Due after.
 	for _, life := range []time.Duration{time.Second, 7 * time.Second, time.Hour, 24 * time.Hour, 90 * 24 * time.Hour} {
 		in := renewIn(epoch, epoch.Add(life), epoch)
-		assert.Equal(t, Fresh, Decide(epoch, epoch.Add(life), epoch.Add(in-1)))
-		assert.Equal(t, Due, Decide(epoch, epoch.Add(life), epoch.Add(in)))
+		assert.Equal(t, Fresh, Decide(KindServing.Policy(), epoch, epoch.Add(life), epoch.Add(in-1)))
+		assert.Equal(t, Due, Decide(KindServing.Policy(), epoch, epoch.Add(life), epoch.Add(in)))
 	}
 }
 

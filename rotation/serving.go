@@ -111,7 +111,7 @@ func (c ServingConfig) names(namespace string) signer.Names {
 // Signer turns a request into a verified chain; see [signer.Signer].
 type Signer interface {
 	Sign(ctx context.Context, req signer.Request) (*signer.Chain, error)
-	FirstUse(ctx context.Context, req signer.Request) (*signer.Chain, error)
+	Trace(ctx context.Context, ref issuer.Ref, req signer.Request) (*signer.Chain, error)
 }
 
 // Serving keeps Signet's own certificate renewed. Safe for concurrent use.
@@ -124,6 +124,8 @@ type Serving struct {
 	metrics *servingMetrics
 
 	current  atomic.Pointer[tls.Certificate] // its Leaf is set
+	chain    atomic.Pointer[signer.Chain]    // that current was made of
+	notice   issuer.Notice                   // that current has changed
 	trouble  atomic.Pointer[error]           // why the last try failed, nil after a good one
 	failures int                             // in a row; used by Start only
 }
@@ -143,35 +145,65 @@ const tryTimeout = 30 * time.Second
 
 // Start gets the first certificate once trust anchors are known, and renews it until ctx ends.
 func (s *Serving) Start(ctx context.Context) error {
-	if err := s.issuers.WaitAnchors(ctx); err != nil {
+	if err := s.issuers.WaitKnown(ctx); err != nil {
 		return nil // stopped before there was anything to do
 	}
 	for {
-		pause := s.renew(ctx)
+		snapshot, replaced := s.issuers.Watch()
+		wanted := snapshot.ServingRef()
+		timer := time.NewTimer(s.renew(ctx))
+		for waiting := ctx.Err() == nil; waiting; {
+			select {
+			case <-ctx.Done():
+				waiting = false
+			case <-timer.C:
+				waiting = false
+			case <-replaced:
+				snapshot, replaced = s.issuers.Watch()
+				waiting = !s.mustFollow(wanted, snapshot)
+			}
+		}
+		timer.Stop()
 		if ctx.Err() != nil {
 			return nil
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-timer.C:
-		}
 	}
+}
+
+// mustFollow says whether the certificate has to be replaced because of a snapshot: another issuer than wanted signs it
+// from now on, or its anchor has left.
+func (s *Serving) mustFollow(wanted issuer.Ref, snapshot *issuer.Snapshot) bool {
+	chain := s.chain.Load()
+	return snapshot.ServingRef() != wanted || chain != nil && !snapshot.Anchors.Contains(chain.Anchor)
+}
+
+// Changed is closed when another certificate is in force; see [issuer.Notice.Changed].
+func (s *Serving) Changed() <-chan struct{} { return s.notice.Changed() }
+
+// Chain is the certificate's chain; nil while there is none.
+func (s *Serving) Chain() *signer.Chain { return s.chain.Load() }
+
+// anchorID is the ID of the anchor that the certificate leads to; empty while there is none.
+func (s *Serving) anchorID() string {
+	if chain := s.chain.Load(); chain != nil {
+		return issuer.AnchorID(chain.Anchor)
+	}
+	return ""
 }
 
 // renew tries once, and returns how long to wait for the next try.
 func (s *Serving) renew(ctx context.Context) time.Duration {
 	trying, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
-	certificate, err := s.obtain(trying)
+	certificate, chain, err := s.obtain(trying)
 	now := time.Now()
 	if err == nil {
 		leaf := certificate.Leaf
 		s.failures = 0
+		s.chain.Store(chain)
 		s.current.Store(certificate)
 		s.trouble.Store(nil)
+		s.notice.Tell()
 		s.metrics.renewals.WithLabelValues("ok").Inc()
 		s.log.Info("serving certificate obtained", "serial", fmt.Sprintf("%x", leaf.SerialNumber), "names", s.names.String(), "not_after", leaf.NotAfter)
 		return renewIn(leaf.NotBefore, leaf.NotAfter, now)
@@ -186,7 +218,7 @@ func (s *Serving) renew(ctx context.Context) time.Duration {
 	level := slog.LevelWarn
 	if current := s.current.Load(); current != nil {
 		left = current.Leaf.NotAfter.Sub(now)
-		if Decide(current.Leaf.NotBefore, current.Leaf.NotAfter, now) != Due {
+		if Decide(KindServing.Policy(), current.Leaf.NotBefore, current.Leaf.NotAfter, now) != Due {
 			level = slog.LevelError
 		}
 	}
@@ -196,20 +228,43 @@ func (s *Serving) renew(ctx context.Context) time.Duration {
 }
 
 // obtain makes a key and has it certified.
-func (s *Serving) obtain(ctx context.Context) (*tls.Certificate, error) {
+func (s *Serving) obtain(ctx context.Context) (*tls.Certificate, *signer.Chain, error) {
 	key, request, err := s.request()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	chain, err := s.signer.Sign(ctx, request)
+	chain, err := s.sign(ctx, request)
 	if err != nil {
-		return nil, fmt.Errorf("sign serving certificate: %w", err)
+		return nil, nil, fmt.Errorf("sign serving certificate: %w", err)
 	}
 	certificate := &tls.Certificate{Certificate: [][]byte{chain.Leaf.Raw}, PrivateKey: key, Leaf: chain.Leaf}
 	for _, intermediate := range chain.Intermediates {
 		certificate.Certificate = append(certificate.Certificate, intermediate.Raw) // R3
 	}
-	return certificate, nil
+	return certificate, chain, nil
+}
+
+// sign asks the issuer of serving certificates. Where it is urgent and that one fails, the issuer of leaves will do.
+func (s *Serving) sign(ctx context.Context, request signer.Request) (*signer.Chain, error) {
+	snapshot := s.issuers.Current()
+	if snapshot.Ref == snapshot.ServingRef() || !s.urgent() {
+		return s.signer.Sign(ctx, request)
+	}
+	asking, cancel := context.WithTimeout(ctx, tryTimeout/2)
+	defer cancel()
+	chain, err := s.signer.Sign(asking, request)
+	if err == nil {
+		return chain, nil
+	}
+	s.log.Warn("serving certificate not signed by its issuer; that of leaves is asked", "issuer", snapshot.ServingRef().String(), "err", err)
+	request.Issuer = snapshot.Ref
+	return s.signer.Sign(ctx, request)
+}
+
+// urgent says that there is no certificate, or one that should have been renewed before.
+func (s *Serving) urgent() bool {
+	current := s.current.Load()
+	return current == nil || slices.Contains([]State{Overdue, Expired}, Decide(KindServing.Policy(), current.Leaf.NotBefore, current.Leaf.NotAfter, time.Now()))
 }
 
 // request is a new key with the request for its certificate.
@@ -263,7 +318,7 @@ func (s *Serving) Ready(now time.Time) (string, error) {
 		return "", errors.New("there is no serving certificate yet")
 	}
 	leaf := current.Leaf
-	state := Decide(leaf.NotBefore, leaf.NotAfter, now)
+	state := Decide(KindServing.Policy(), leaf.NotBefore, leaf.NotAfter, now)
 	text := fmt.Sprintf("%s, valid until %s", state, leaf.NotAfter.UTC().Format(time.RFC3339))
 	if trouble != nil {
 		text += fmt.Sprintf("; can't be renewed: %v", *trouble)

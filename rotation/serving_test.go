@@ -104,7 +104,7 @@ func (ca *memoryCA) Sign(ctx context.Context, req signer.Request) (*signer.Chain
 	return &signer.Chain{Leaf: leaf, Intermediates: []*x509.Certificate{ca.middle}, Anchor: ca.root, Anchors: ca.bundle()}, nil
 }
 
-func (ca *memoryCA) FirstUse(ctx context.Context, req signer.Request) (*signer.Chain, error) {
+func (ca *memoryCA) Trace(ctx context.Context, _ issuer.Ref, req signer.Request) (*signer.Chain, error) {
 	return ca.Sign(ctx, req)
 }
 
@@ -226,7 +226,7 @@ func TestR6_ServingRenewsForWeeks(t *testing.T) {
 		for range 5 * 7 * 24 {
 			pass(time.Hour)
 			leaf := r.certificate().Leaf
-			require.Contains(t, []State{Fresh, Due}, Decide(leaf.NotBefore, leaf.NotAfter, time.Now()))
+			require.Contains(t, []State{Fresh, Due}, Decide(KindServing.Policy(), leaf.NotBefore, leaf.NotAfter, time.Now()))
 			text, err := r.Ready(time.Now())
 			require.NoError(t, err)
 			require.True(t, strings.HasPrefix(text, "fresh, valid until ") || strings.HasPrefix(text, "due, valid until "), text)

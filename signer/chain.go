@@ -35,6 +35,8 @@ type Chain struct {
 	Anchor *x509.Certificate
 	// Anchors are those that were in force, Anchor among them; an answer carries them all (R36, R41).
 	Anchors issuer.Bundle
+	// Issuer is the issuer that signed it.
+	Issuer issuer.Ref
 	// Request is the CertificateRequest it came from.
 	Request RequestRef
 }
@@ -98,6 +100,9 @@ func verifyChain(text []byte, req *Request, anchors issuer.Bundle, now time.Time
 		return nil, err
 	}
 
+	if anchors.Empty() { // without a pool, Verify would take the system's roots
+		return nil, x509.UnknownAuthorityError{Cert: leaf}
+	}
 	intermediates := x509.NewCertPool()
 	for _, cert := range certs[1:] {
 		intermediates.AddCert(cert)

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/issuer"
 )
 
 const (
@@ -39,6 +41,7 @@ type live struct {
 
 	mu       sync.Mutex
 	requests map[types.UID]*cmapi.CertificateRequest // objects are shared and never changed
+	pending  map[issuer.Ref]map[string]types.UID     // those that aren't final, by issuer and name
 	waiting  map[types.UID]*waiters
 	gone     map[types.UID]time.Time // deleted before they were final, and when; kept for goneFor
 	held     map[string]int          // calls of this replica that make or wait for the object of that name
@@ -58,6 +61,7 @@ func newLive(namespace string, reader client.Reader, log *slog.Logger, m *metric
 		log:       log,
 		metrics:   m,
 		requests:  make(map[types.UID]*cmapi.CertificateRequest),
+		pending:   make(map[issuer.Ref]map[string]types.UID),
 		waiting:   make(map[types.UID]*waiters),
 		gone:      make(map[types.UID]time.Time),
 		held:      make(map[string]int),
@@ -91,8 +95,31 @@ func (l *live) observe(obj any) {
 	l.heard = time.Now()
 	l.requests[cr.UID] = cr
 	if p != pending {
+		l.settle(cr)
 		l.finish(cr.UID, cr)
+		return
 	}
+	ref := issuerOf(cr)
+	if l.pending[ref] == nil {
+		l.pending[ref] = make(map[string]types.UID)
+	}
+	l.pending[ref][cr.Name] = cr.UID
+}
+
+// settle takes an object out of those that aren't final. The caller holds mu.
+func (l *live) settle(cr *cmapi.CertificateRequest) {
+	ref := issuerOf(cr)
+	if l.pending[ref][cr.Name] == cr.UID {
+		delete(l.pending[ref], cr.Name)
+	}
+	if len(l.pending[ref]) == 0 {
+		delete(l.pending, ref)
+	}
+}
+
+// issuerOf is the issuer that an object asks.
+func issuerOf(cr *cmapi.CertificateRequest) issuer.Ref {
+	return issuer.Ref{Name: cr.Spec.IssuerRef.Name, Kind: cr.Spec.IssuerRef.Kind, Group: cr.Spec.IssuerRef.Group}.WithDefaults()
 }
 
 // forget takes a deleted object out. What it was in the end still answers those who wait.
@@ -102,6 +129,7 @@ func (l *live) forget(cr *cmapi.CertificateRequest) {
 	defer l.mu.Unlock()
 	l.heard = time.Now()
 	delete(l.requests, cr.UID)
+	l.settle(cr)
 	if p == pending {
 		maps.DeleteFunc(l.gone, func(_ types.UID, at time.Time) bool { return l.heard.Sub(at) > goneFor })
 		l.gone[cr.UID] = l.heard
@@ -192,6 +220,27 @@ func (l *live) hold(name string) (release func()) {
 			delete(l.held, name)
 		}
 	}
+}
+
+// pendingElsewhere finds an unfinished attempt at req with another issuer than ref. It costs next to nothing while all
+// requests are for one issuer.
+func (l *live) pendingElsewhere(req *Request, ref issuer.Ref) (issuer.Ref, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.pending) == 0 || len(l.pending) == 1 && l.pending[ref] != nil {
+		return issuer.Ref{}, false
+	}
+	for other, requests := range l.pending {
+		if other == ref {
+			continue
+		}
+		for attempt := 1; attempt <= maxAttempts; attempt++ {
+			if _, ours := requests[req.name(other, attempt)]; ours {
+				return other, true
+			}
+		}
+	}
+	return issuer.Ref{}, false
 }
 
 // snapshot copies the known objects, but for those that calls of this replica hold.

@@ -18,14 +18,16 @@ import (
 	"github.com/signet-ca/signet/issuer"
 )
 
-// RequestLabel marks the CertificateRequests that are Signet's. Its value says what for: a workload
-// or Signet's own serving certificate. The shared informer sees only objects that carry it.
+// RequestLabel marks the CertificateRequests that are Signet's. Its value says what for: a workload,
+// Signet's own serving certificate, or only to learn where an issuer leads to. The shared informer sees only
+// objects that carry it.
 const RequestLabel = "signet.dev/request"
 
 // Values of RequestLabel.
 const (
 	ForWorkload = "workload"
 	ForServing  = "serving"
+	ForProbe    = "probe"
 )
 
 // IdentitiesAnnotation holds the SPIFFE ID of a workload's request. It has the name that istio-csr
@@ -45,10 +47,23 @@ type Request struct {
 	Lifetime time.Duration
 	// MaxLifetime is the longest lifetime that is accepted from the issuer.
 	MaxLifetime time.Duration
+	// Issuer is asked instead of the one in force, where it is set.
+	Issuer issuer.Ref
 	// For is the value of RequestLabel.
 	For string
 	// Annotations are put on the CertificateRequest. They don't distinguish requests.
 	Annotations map[string]string
+}
+
+// issuer is whom the request is for, as the snapshot says.
+func (r *Request) issuer(snapshot *issuer.Snapshot) issuer.Ref {
+	switch {
+	case r.Issuer.Name != "":
+		return r.Issuer
+	case r.For == ForServing:
+		return snapshot.ServingRef()
+	}
+	return snapshot.Ref
 }
 
 // RequestRef names one CertificateRequest object.
@@ -99,7 +114,6 @@ func (r *Request) certificateRequest(namespace string, ref issuer.Ref, attempt i
 // differs says in what an object found under the name of want isn't ours, or "" where it is: made by
 // us (where the API server recorded by whom), visible to our informer, and asking for the same.
 func differs(found, want *cmapi.CertificateRequest, username string, longest time.Duration) string {
-	ref := issuer.Ref{Name: found.Spec.IssuerRef.Name, Kind: found.Spec.IssuerRef.Kind, Group: found.Spec.IssuerRef.Group}
 	switch {
 	case found.Spec.Username != "" && found.Spec.Username != username:
 		return fmt.Sprintf("it was made by %q", found.Spec.Username)
@@ -107,7 +121,7 @@ func differs(found, want *cmapi.CertificateRequest, username string, longest tim
 		return "its label " + RequestLabel + " is not ours"
 	case !bytes.Equal(found.Spec.Request, want.Spec.Request):
 		return "its CSR is another"
-	case ref.WithDefaults().Reference() != want.Spec.IssuerRef:
+	case issuerOf(found).Reference() != want.Spec.IssuerRef:
 		return "its issuer is another"
 	case found.Spec.IsCA:
 		return "it asks for a CA certificate"

@@ -11,6 +11,7 @@ package signer
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -99,6 +100,7 @@ type Signer struct {
 	cfg     Config
 	cluster Cluster
 	issuers *issuer.Store
+	health  *issuer.Health
 	log     *slog.Logger
 	metrics *metrics
 	live    *live
@@ -114,9 +116,10 @@ type issuerEnd struct {
 	ends time.Time
 }
 
-// New makes a Signer. It needs [Signer.Observe] before it signs, and [Signer.Guard] while it does.
-func New(cfg Config, cluster Cluster, issuers *issuer.Store, log *slog.Logger, reg prometheus.Registerer) *Signer {
-	s := &Signer{cfg: cfg, cluster: cluster, issuers: issuers, log: log}
+// New makes a Signer, which tells health how the issuers answer. It needs [Signer.Observe] before it signs, and
+// [Signer.Guard] while it does.
+func New(cfg Config, cluster Cluster, issuers *issuer.Store, health *issuer.Health, log *slog.Logger, reg prometheus.Registerer) *Signer {
+	s := &Signer{cfg: cfg, cluster: cluster, issuers: issuers, health: health, log: log}
 	s.metrics = newMetrics(reg, s)
 	s.live = newLive(cluster.Namespace, cluster.Reader, log, s.metrics)
 	return s
@@ -146,26 +149,36 @@ func (s *Signer) Sign(ctx context.Context, req Request) (*Chain, error) {
 	if snapshot.Anchors.Empty() {
 		return nil, fmt.Errorf("%w: no trust anchors are known yet", ErrNotReady)
 	}
-	return s.sign(ctx, &req, snapshot)
+	ref := req.issuer(snapshot)
+	if ref.Name == "" {
+		return nil, fmt.Errorf("%w: no issuer is configured", ErrNotReady)
+	}
+	// What an issuer may still sign isn't asked of another one.
+	if other, ok := s.live.pendingElsewhere(&req, ref); ok {
+		ref = other
+	}
+	return s.sign(ctx, &req, ref, snapshot)
 }
 
-// FirstUse asks the issuer in force for req and returns the root that the answer names: what is
-// trusted on first use. It must be a self-signed CA certificate that anchors the chain it came with.
-// The errors are those of [Signer.Sign].
-func (s *Signer) FirstUse(ctx context.Context, req Request) (*Chain, error) {
-	return s.sign(ctx, &req, &issuer.Snapshot{Ref: s.issuers.Current().Ref})
+// Trace asks ref for req and returns the anchor that the answer leads to: one that is known or, where it is none of
+// them, the root that the answer names, which must be a self-signed CA certificate. The chain must not be used for
+// anything else. The errors are those of [Signer.Sign].
+func (s *Signer) Trace(ctx context.Context, ref issuer.Ref, req Request) (*Chain, error) {
+	return s.sign(ctx, &req, ref, nil)
 }
 
-func (s *Signer) sign(ctx context.Context, req *Request, snapshot *issuer.Snapshot) (*Chain, error) {
+// sign asks ref. Without a snapshot it only traces where the answer leads.
+func (s *Signer) sign(ctx context.Context, req *Request, ref issuer.Ref, snapshot *issuer.Snapshot) (*Chain, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.TimeoutOrDefault(), ErrTimeout)
 	defer cancel()
 	s.signing.Add(1)
 	defer s.signing.Add(-1)
 
 	pause := 50 * time.Millisecond
-	lifetime := s.clamp(req.Lifetime, snapshot.Ref, time.Now())
+	lifetime := s.clamp(req.Lifetime, ref, time.Now())
 	for attempt := 1; ; attempt++ {
-		chain, err := s.attempt(ctx, req, snapshot, attempt, lifetime)
+		chain, err := s.attempt(ctx, req, ref, snapshot, attempt, lifetime)
+		s.report(ref, req, err)
 		again, ok := errors.AsType[*anotherAttempt](err)
 		if !ok || attempt == maxAttempts {
 			return chain, err
@@ -176,15 +189,36 @@ func (s *Signer) sign(ctx context.Context, req *Request, snapshot *issuer.Snapsh
 		if outlives, ok := errors.AsType[*outlivesError](err); ok {
 			lifetime = s.shorten(req.Lifetime, outlives.issuer, time.Now())
 		}
-		if again.met {
-			continue
+		if !again.met {
+			if err := sleep(ctx, pause); err != nil {
+				return nil, err
+			}
+			pause = min(4*pause, 3*time.Second)
 		}
-		if err := sleep(ctx, pause); err != nil {
-			return nil, err
+		// This attempt has ended for certain, so the next one may ask the issuer that is in force by now.
+		if current := s.issuers.Current(); snapshot != nil && !current.Anchors.Empty() && req.issuer(current) != ref {
+			ref, snapshot = req.issuer(current), current
+			lifetime = s.clamp(req.Lifetime, ref, time.Now())
 		}
-		pause = min(4*pause, 3*time.Second)
 	}
 }
+
+// report tells what an attempt has shown of the issuer itself. Denials and what the API server does are not its
+// failures; what it answered is told where the answer is read.
+func (s *Signer) report(ref issuer.Ref, req *Request, err error) {
+	again, repeated := errors.AsType[*anotherAttempt](err)
+	switch {
+	case errors.Is(err, errUnanswered), errors.Is(err, ErrFailed) && errors.Is(err, errByIssuer),
+		repeated && errors.Is(again.err, errByIssuer):
+		s.health.Failed(ref, req.Names.String(), err, time.Now())
+	}
+}
+
+// errByIssuer says that it was the issuer that failed a request; errUnanswered that it didn't answer in time.
+var (
+	errByIssuer   = errors.New("the issuer failed it")
+	errUnanswered = errors.New("no answer")
+)
 
 // anotherAttempt wraps an error after which the next attempt number may succeed, for a cause that can
 // be named.
@@ -205,8 +239,8 @@ const (
 )
 
 // attempt makes one CertificateRequest, or meets the one that is there, and waits for its end.
-func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Snapshot, attempt int, lifetime time.Duration) (*Chain, error) {
-	want := req.certificateRequest(s.cluster.Namespace, snapshot.Ref, attempt, lifetime)
+func (s *Signer) attempt(ctx context.Context, req *Request, ref issuer.Ref, snapshot *issuer.Snapshot, attempt int, lifetime time.Duration) (*Chain, error) {
+	want := req.certificateRequest(s.cluster.Namespace, ref, attempt, lifetime)
 	defer s.live.hold(want.Name)()
 
 	began := time.Now()
@@ -222,6 +256,8 @@ func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Sna
 	switch {
 	case errors.Is(err, errDeleted):
 		return nil, &anotherAttempt{causeDeleted, false, fmt.Errorf("%w: CertificateRequest %s: %w", ErrNotReady, cr.Name, err)}
+	case errors.Is(err, ErrTimeout):
+		return nil, fmt.Errorf("wait for CertificateRequest %s: %w: %w", cr.Name, errUnanswered, err)
 	case err != nil:
 		return nil, fmt.Errorf("wait for CertificateRequest %s: %w", cr.Name, err)
 	}
@@ -233,29 +269,31 @@ func (s *Signer) attempt(ctx context.Context, req *Request, snapshot *issuer.Sna
 		return nil, fmt.Errorf("%w: CertificateRequest %s: %s", ErrDenied, cr.Name, why)
 	case failed:
 		if cause := transientCause(why); cause != "" {
-			return nil, &anotherAttempt{cause, met, fmt.Errorf("%w: CertificateRequest %s: %s", ErrNotReady, cr.Name, why)}
+			return nil, &anotherAttempt{cause, met, fmt.Errorf("%w: %w: CertificateRequest %s: %s", ErrNotReady, errByIssuer, cr.Name, why)}
 		}
-		return nil, fmt.Errorf("%w: CertificateRequest %s: %s", ErrFailed, cr.Name, why)
+		return nil, fmt.Errorf("%w: %w: CertificateRequest %s: %s", ErrFailed, errByIssuer, cr.Name, why)
 	}
-	return s.accept(req, snapshot, final, met)
+	if snapshot == nil {
+		return s.trace(req, ref, final)
+	}
+	return s.accept(req, ref, snapshot, final, met)
 }
 
 // accept verifies what a CertificateRequest was answered with.
-func (s *Signer) accept(req *Request, snapshot *issuer.Snapshot, final *cmapi.CertificateRequest, met bool) (*Chain, error) {
+func (s *Signer) accept(req *Request, ref issuer.Ref, snapshot *issuer.Snapshot, final *cmapi.CertificateRequest, met bool) (*Chain, error) {
 	now := time.Now()
-	anchors := snapshot.Anchors
-	if anchors.Empty() {
-		root, err := firstUseRoot(final)
-		if err != nil {
-			return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
-		}
-		if anchors, err = issuer.NewBundle(root); err != nil {
-			return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
+	chain, err := verifyChain(final.Status.Certificate, req, snapshot.Trusted, now)
+	if errors.As(err, new(x509.UnknownAuthorityError)) {
+		// It may lead to an anchor that not everybody knows yet, or to a root that nobody has vouched for.
+		if other, traceErr := traceChain(final, req, snapshot.Anchors, now); traceErr == nil {
+			s.health.LedTo(ref, other.Anchor)
+			if snapshot.Anchors.Contains(other.Anchor) && snapshot.Rollover != nil {
+				return nil, fmt.Errorf("%w: CertificateRequest %s: issuer %s is held back: %s", ErrNotReady, final.Name, ref, snapshot.Rollover.Held(other.Anchor, now))
+			}
 		}
 	}
-	chain, err := verifyChain(final.Status.Certificate, req, anchors, now)
 	if outlives, ok := errors.AsType[*outlivesError](err); ok {
-		s.issuerEnds.Store(&issuerEnd{ref: snapshot.Ref, ends: outlives.issuer})
+		s.issuerEnds.Store(&issuerEnd{ref: ref, ends: outlives.issuer})
 		err = fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
 		if s.shorten(req.Lifetime, outlives.issuer, now) == req.Lifetime {
 			return nil, err
@@ -268,9 +306,26 @@ func (s *Signer) accept(req *Request, snapshot *issuer.Snapshot, final *cmapi.Ce
 	if err != nil {
 		return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
 	}
-	s.issuerEnds.Store(&issuerEnd{ref: snapshot.Ref, ends: chain.issuerEnds()})
-	chain.Anchors = anchors
+	s.issuerEnds.Store(&issuerEnd{ref: ref, ends: chain.issuerEnds()})
+	s.health.LedTo(ref, chain.Anchor)
+	chain.Anchors = snapshot.Anchors
+	chain.Issuer = ref
 	chain.Request = RequestRef{Name: final.Name, UID: final.UID}
+	return chain, nil
+}
+
+// trace finds the anchor that an answer leads to.
+func (s *Signer) trace(req *Request, ref issuer.Ref, final *cmapi.CertificateRequest) (*Chain, error) {
+	now := time.Now()
+	chain, err := traceChain(final, req, s.issuers.Current().Anchors, now)
+	if outlives, ok := errors.AsType[*outlivesError](err); ok && s.shorten(req.Lifetime, outlives.issuer, now) != req.Lifetime {
+		return nil, &anotherAttempt{causeOutlives, true, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: CertificateRequest %s: %w", ErrUntrusted, final.Name, err)
+	}
+	s.health.LedTo(ref, chain.Anchor)
+	chain.Issuer, chain.Request = ref, RequestRef{Name: final.Name, UID: final.UID}
 	return chain, nil
 }
 

@@ -21,7 +21,7 @@ import (
 func newTestSigner(t testing.TB, cfg Config) (*Signer, *prometheus.Registry) {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
-	return New(cfg, Cluster{Namespace: "istio-system"}, issuer.NewStore(mesh), slog.New(slog.DiscardHandler), registry), registry
+	return New(cfg, Cluster{Namespace: "istio-system"}, issuer.NewStore(mesh), issuer.NewHealth(), slog.New(slog.DiscardHandler), registry), registry
 }
 
 // made is a request that was created, and finished where finished isn't zero.
@@ -152,32 +152,46 @@ func TestAccept(t *testing.T) {
 			Status:     cmapi.CertificateRequestStatus{Certificate: []byte(toPEM(a.issued(), a.middle.cert)), CA: []byte(ca)},
 		}
 	}
-	pinned := &issuer.Snapshot{Ref: mesh, Anchors: bundleOf(t, a.root.cert)}
+	pinned := &issuer.Snapshot{Ref: mesh, Anchors: bundleOf(t, a.root.cert), Trusted: bundleOf(t, a.root.cert)}
 
 	signer, _ := newTestSigner(t, Config{})
-	chain, err := signer.accept(a.req, pinned, final(""), false)
+	chain, err := signer.accept(a.req, mesh, pinned, final(""), false)
 	require.NoError(t, err)
 	assert.Equal(t, RequestRef{"signet-1", "uid"}, chain.Request)
 	assert.Equal(t, pinned.Anchors.PEM(), chain.Anchors.PEM())
 	assert.Equal(t, &issuerEnd{ref: mesh, ends: a.middle.cert.NotAfter}, signer.issuerEnds.Load(), "the earliest end in the chain")
 
-	chain, err = signer.accept(a.req, &issuer.Snapshot{Ref: mesh}, final(toPEM(a.root.cert)), false)
-	require.NoError(t, err, "trusted on first use")
-	assert.Equal(t, pinned.Anchors.PEM(), chain.Anchors.PEM())
-	_, err = signer.accept(a.req, &issuer.Snapshot{Ref: mesh}, final(""), false)
+	// Where an issuer leads to is asked without knowing it.
+	chain, err = signer.trace(a.req, mesh, final(toPEM(a.root.cert)))
+	require.NoError(t, err)
+	assert.True(t, a.root.cert.Equal(chain.Anchor))
+	assert.True(t, a.root.cert.Equal(signer.health.LeadsTo(mesh)))
+	_, err = signer.trace(a.req, mesh, final(""))
 	assert.ErrorIs(t, err, ErrUntrusted, "no root named")
 
-	// The CA that the issuer names says nothing where anchors are pinned.
+	// The CA that the issuer names says nothing for a certificate that leaves.
 	imposter := newAuthority(t, "root", nil, shift)
-	_, err = signer.accept(a.req, &issuer.Snapshot{Ref: mesh, Anchors: bundleOf(t, imposter.cert)}, final(toPEM(a.root.cert)), false)
+	others := &issuer.Snapshot{Ref: mesh, Anchors: bundleOf(t, imposter.cert), Trusted: bundleOf(t, imposter.cert)}
+	_, err = signer.accept(a.req, mesh, others, final(toPEM(a.root.cert)), false)
 	require.ErrorIs(t, err, ErrUntrusted)
 	assert.ErrorContains(t, err, "CertificateRequest signet-1: the chain doesn't lead to a trust anchor in force")
 
+	// Nor does an anchor that not everybody knows yet: the issuer is held back.
+	published, err := issuer.ParseRollover(`{"anchors":[{"sha256":"`+issuer.AnchorID(a.root.cert)+`","phase":"published"},{"sha256":"`+
+		issuer.AnchorID(imposter.cert)+`","phase":"signing"}]}`, toPEM(a.root.cert, imposter.cert))
+	require.NoError(t, err)
+	held := &issuer.Snapshot{Ref: mesh, Anchors: bundleOf(t, a.root.cert, imposter.cert), Trusted: bundleOf(t, imposter.cert), Rollover: published}
+	_, err = signer.accept(a.req, mesh, held, final(""), false)
+	require.ErrorIs(t, err, ErrNotReady)
+	assert.ErrorContains(t, err, "is held back: its root")
+	_, err = signer.accept(a.req, mesh, &issuer.Snapshot{Ref: mesh, Anchors: held.Anchors}, final(""), false)
+	assert.ErrorIs(t, err, ErrUntrusted, "no anchor may be signed under, and the system's least of all")
+
 	// A repeat that meets an old answer asks anew; the first asker takes it.
 	a.leaf.NotBefore, a.leaf.NotAfter = now.Add(-8*time.Minute), now.Add(52*time.Minute)
-	_, err = signer.accept(a.req, pinned, final(""), false)
+	_, err = signer.accept(a.req, mesh, pinned, final(""), false)
 	require.NoError(t, err)
-	_, err = signer.accept(a.req, pinned, final(""), true)
+	_, err = signer.accept(a.req, mesh, pinned, final(""), true)
 	again := new(anotherAttempt)
 	require.ErrorAs(t, err, &again)
 	assert.Equal(t, causeStale, again.cause)
@@ -186,7 +200,7 @@ func TestAccept(t *testing.T) {
 	// R38: an issuer that ends before the leaf is asked for less.
 	a.leaf.NotBefore, a.leaf.NotAfter = now, now.Add(time.Hour)
 	a.middle = newAuthority(t, "middle", a.root, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-time.Hour), now.Add(10*time.Minute) })
-	_, err = signer.accept(a.req, pinned, final(""), false)
+	_, err = signer.accept(a.req, mesh, pinned, final(""), false)
 	require.ErrorAs(t, err, &again)
 	assert.Equal(t, causeOutlives, again.cause)
 	assert.ErrorIs(t, err, ErrUntrusted)
@@ -196,7 +210,7 @@ func TestAccept(t *testing.T) {
 
 	// One that has nothing left is not asked again.
 	a.middle = newAuthority(t, "middle", a.root, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-time.Hour), now })
-	_, err = signer.accept(a.req, pinned, final(""), false)
+	_, err = signer.accept(a.req, mesh, pinned, final(""), false)
 	require.ErrorIs(t, err, ErrUntrusted)
 	assert.NotErrorAs(t, err, &again)
 }

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/rotation"
 )
 
 // right is one thing that Signet must be allowed to do.
@@ -29,22 +32,42 @@ func rights(cfg Config) []right {
 		{group: "coordination.k8s.io", resource: "leases", namespace: cfg.Namespace, verbs: []string{"create"}},
 		{group: "coordination.k8s.io", resource: "leases", name: leaseName, namespace: cfg.Namespace, verbs: []string{"get", "update"}},
 	}
-	// The issuer's own condition is shown in readiness.
-	if cfg.Issuer.Group == issuer.CertManagerGroup {
-		look := right{group: issuer.CertManagerGroup, resource: "issuers", name: cfg.Issuer.Name, namespace: cfg.Namespace, verbs: []string{"list", "watch"}}
-		if cfg.Issuer.Kind == "ClusterIssuer" {
+	// The issuers' own conditions.
+	for _, kind := range watchedKinds(cfg) {
+		look := right{group: issuer.CertManagerGroup, resource: "issuers", namespace: cfg.Namespace, verbs: []string{"list", "watch"}}
+		if kind == cmapi.ClusterIssuerKind {
 			look.resource, look.namespace = "clusterissuers", ""
 		}
 		list = append(list, look)
 	}
-	// Trust anchors.
-	if cfg.Roots.Secret != nil {
-		list = append(list, right{resource: "secrets", name: cfg.Roots.Secret.Name, namespace: cfg.Namespace, verbs: []string{"get"}})
+	// The state of trust, and what the replicas say of themselves.
+	list = append(list,
+		right{resource: "configmaps", namespace: cfg.Namespace, verbs: []string{"create"}},
+		right{resource: "configmaps", name: rotation.TrustConfigMap, namespace: cfg.Namespace, verbs: []string{"list", "watch", "update"}},
+		right{resource: "configmaps", name: rotation.ReplicasConfigMap, namespace: cfg.Namespace, verbs: []string{"list", "watch", "patch"}})
+	// Which issuer signs, while Signet runs.
+	if at := cfg.Issuers.Runtime; at.Name != "" {
+		list = append(list, right{resource: "configmaps", name: at.Name, namespace: cmp.Or(at.Namespace, cfg.Namespace), verbs: []string{"list", "watch"}})
 	}
-	if cfg.Roots.FromIssuer {
+	// Trust anchors and revocation lists.
+	for _, at := range []struct {
+		resource string
+		key      *issuer.ObjectKey
+	}{{"secrets", cfg.Roots.Secret}, {"configmaps", cfg.Roots.ConfigMap}, {"secrets", (*issuer.ObjectKey)(cfg.CRL.Secret)}, {"configmaps", (*issuer.ObjectKey)(cfg.CRL.ConfigMap)}} {
+		if at.key != nil {
+			list = append(list, right{resource: at.resource, name: at.key.Name, namespace: cfg.Namespace, verbs: []string{"list", "watch"}})
+		}
+	}
+	// The anchors are distributed.
+	if !cfg.Distribution.Disabled {
 		list = append(list,
-			right{resource: "configmaps", name: issuer.FirstUseConfigMap, namespace: cfg.Namespace, verbs: []string{"get"}},
-			right{resource: "configmaps", namespace: cfg.Namespace, verbs: []string{"create"}})
+			right{resource: "namespaces", verbs: []string{"list", "watch"}},
+			right{resource: "configmaps", name: cfg.Distribution.ConfigMapOrDefault(), verbs: []string{"list", "watch", "patch", "create"}})
+	}
+	// istiod's Certificate.
+	if cfg.Istiod.Enabled {
+		namespace, name := cfg.Istiod.Certificate()
+		list = append(list, right{group: issuer.CertManagerGroup, resource: "certificates", name: name, namespace: namespace, verbs: []string{"list", "watch", "patch", "create"}})
 	}
 	return list
 }

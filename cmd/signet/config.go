@@ -27,7 +27,7 @@ import (
 )
 
 // Config is the whole configuration file: YAML, in which every field must be known. All settings are
-// optional but issuer.name and one source of roots; all are read at start. The settings of each part
+// optional but an issuer and a source of roots; all are read at start. The settings of each part
 // are declared, with their defaults, in that part's package.
 type Config struct {
 	// TrustDomain of the mesh, as in meshConfig.trustDomain. An '@' is read as '.', as Istio does.
@@ -38,10 +38,20 @@ type Config struct {
 	// Namespace is where CertificateRequests are made and Signet keeps its own objects. An issuer of
 	// kind Issuer must be there. Default istio-system.
 	Namespace string `json:"namespace,omitempty"`
-	// Issuer is the cert-manager issuer that signs.
-	Issuer issuer.Ref `json:"issuer"`
+	// Issuer is the cert-manager issuer that signs. It may be left out where issuers.runtime is set.
+	Issuer issuer.Ref `json:"issuer,omitempty"`
+	// Issuers are those that may sign instead of it.
+	Issuers rotation.IssuersConfig `json:"issuers,omitempty"`
 	// Roots is where the mesh's trust anchors come from.
 	Roots issuer.RootsConfig `json:"roots"`
+	// Distribution is how the anchors come to the namespaces.
+	Distribution issuer.DistributionConfig `json:"distribution,omitempty"`
+	// CRL is where certificate revocation lists come from.
+	CRL issuer.CRLConfig `json:"crl,omitempty"`
+	// BundleEndpoint is where trust domains that federate with ours fetch our anchors.
+	BundleEndpoint issuer.BundleEndpointConfig `json:"bundleEndpoint,omitempty"`
+	// Istiod is istiod's serving certificate.
+	Istiod rotation.IstiodConfig `json:"istiod,omitempty"`
 	// CA is how callers are let in and what they may ask for.
 	CA ca.Config `json:"ca,omitempty"`
 	// Signer is how requests are signed and cleaned up.
@@ -114,7 +124,9 @@ func ParseConfig(text []byte) (Config, error) {
 	if cfg.Namespace == "" {
 		cfg.Namespace = "istio-system"
 	}
-	cfg.Issuer = cfg.Issuer.WithDefaults()
+	if cfg.Issuer != (issuer.Ref{}) || cfg.Issuers.Runtime.Name == "" {
+		cfg.Issuer = cfg.Issuer.WithDefaults()
+	}
 	if err := cfg.validate(); err != nil {
 		return Config{}, err
 	}
@@ -141,8 +153,15 @@ func (c *Config) validate() error {
 	if len(validation.IsDNS1123Label(c.Namespace)) != 0 {
 		p.Addf("namespace", "%q is not the name of a namespace", c.Namespace)
 	}
-	c.Issuer.Validate(p.At("issuer"))
-	c.Roots.Validate(p.At("roots"))
+	if c.Issuer != (issuer.Ref{}) || c.Issuers.Runtime.Name == "" {
+		c.Issuer.Validate(p.At("issuer"))
+	}
+	c.Issuers.Validate(p.At("issuers"))
+	c.Roots.Validate(p.At("roots"), trustDomain)
+	c.Distribution.Validate(p.At("distribution"))
+	c.CRL.Validate(p.At("crl"))
+	c.BundleEndpoint.Validate(p.At("bundleEndpoint"))
+	c.Istiod.Validate(p.At("istiod"))
 	c.CA.Validate(p.At("ca"))
 	c.Signer.Validate(p.At("signer"))
 	c.Serving.Validate(p.At("serving"))

@@ -47,7 +47,7 @@ func TestParseConfigWhole(t *testing.T) {
 	assert.Equal(t, []string{"east-1"}, cfg.CA.ClusterAliases)
 	assert.Equal(t, "mesh", cfg.Namespace)
 	assert.Equal(t, issuer.Ref{Name: "vault", Kind: "ClusterIssuer", Group: "cert-manager.io"}, cfg.Issuer)
-	assert.Equal(t, &issuer.SecretKey{Name: "roots", Key: "ca.pem"}, cfg.Roots.Secret)
+	assert.Equal(t, &issuer.ObjectKey{Name: "roots", Key: "ca.pem"}, cfg.Roots.Secret)
 	assert.Equal(t, ":16443", cfg.CA.Listen)
 	assert.Equal(t, []string{"ECDSA-P256", "Ed25519"}, cfg.CA.Keys)
 	assert.Equal(t, 90*time.Second, cfg.CA.RequestTimeout.Or(0))
@@ -73,7 +73,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		want       []string // each is a part of the error
 	}{
 		// fields that there are not
-		{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are ca, clusterID, health, issuer, log, metrics, namespace, roots, serving, shutdown, signer, trustDomain"}},
+		{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are bundleEndpoint, ca, clusterID, crl, distribution, health, issuer, issuers, istiod, log, metrics, namespace, roots, serving, shutdown, signer, trustDomain"}},
 		{"unknown a level down", "issuer: {name: mesh, nmae: x}\nroots: {fromIssuer: true}\n", []string{"issuer.nmae: unknown field; known here are group, kind, name"}},
 		{"unknown two levels down", minimal + "ca: {lifetime: {maximum: 1h}}\n", []string{"ca.lifetime.maximum: unknown field; known here are default, max, min"}},
 		{"unknown below a pointer", "issuer: {name: mesh}\nroots: {secret: {name: a, kay: b}}\n", []string{"roots.secret.kay: unknown field; known here are key, name"}},
@@ -110,8 +110,11 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"namespace", minimal + "namespace: a.b\n", []string{`namespace: "a.b" is not the name of a namespace`}},
 		{"issuer without a name", "roots: {file: f}\n", []string{"issuer.name: must be set to the name of a cert-manager issuer"}},
 		{"issuer kind", "issuer: {name: mesh, kind: Vault}\nroots: {file: f}\n", []string{`issuer.kind: "Vault" is not an issuer kind of cert-manager.io`}},
-		{"no roots", "issuer: {name: mesh}\n", []string{"roots: exactly one of file, secret and fromIssuer must be set; 0 are"}},
-		{"two sources of roots", minimal + "  fromIssuer: true\n", []string{"roots: exactly one of file, secret and fromIssuer must be set; 2 are"}},
+		{"no roots", "issuer: {name: mesh}\n", []string{"roots: at least one of file, secret, configMap and fromIssuer must be set"}},
+		{"federated with itself", minimal + "  federated: [{trustDomain: cluster.local, file: x}]\n", []string{`roots.federated[0].trustDomain: "cluster.local" is the mesh's own trust domain`}},
+		{"nameless fallback", minimal + "issuers: {fallback: [{kind: Issuer}]}\n", []string{"issuers.fallback[0].name: must be set"}},
+		{"runtime", minimal + "issuers: {runtime: {name: A_B}}\n", []string{`issuers.runtime.name: "A_B" is not the name of a ConfigMap`}},
+		{"kind without a name, beside a runtime", "issuer: {kind: Issuer}\nissuers: {runtime: {name: r}}\nroots: {file: x}\n", []string{"issuer.name: must be set"}},
 		{"secret without a name", "issuer: {name: mesh}\nroots: {secret: {key: x}}\n", []string{"roots.secret.name: must be set"}},
 		{"keys", minimal + "ca: {keys: [DSA]}\n", []string{`ca.keys: "DSA" is no kind of key; they are RSA, ECDSA-P256, ECDSA-P384, Ed25519`}},
 		{"usages", minimal + "signer: {usages: [client auth]}\n", []string{`signer.usages: "server auth" is missing`}},
@@ -120,7 +123,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"log level", minimal + "log: {level: loud}\n", []string{`log.level: "loud" is not a level; it must be debug, info, warn or error`}},
 		{"several at once", "namespace: A\nlog: {format: x}\n", []string{"namespace: ", "issuer.name: ", "roots: ", "log.format: "}},
 		// the file
-		{"empty", "", []string{"issuer.name: must be set", "roots: exactly one"}},
+		{"empty", "", []string{"issuer.name: must be set", "roots: at least one"}},
 		{"white space", "\n \n", []string{"issuer.name: must be set"}},
 		{"null", "null\n", []string{"issuer.name: must be set"}},
 		{"duplicate key", minimal + "issuer: {name: other}\n", []string{`key "issuer" already set in map`}},

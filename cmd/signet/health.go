@@ -1,15 +1,12 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/cache"
-
-	"github.com/signet-ca/signet/issuer"
 )
 
 // check is one condition of readiness: something this replica can do by itself.
@@ -18,15 +15,21 @@ type check struct {
 	ask  func(now time.Time) (string, error)
 }
 
-// readiness answers /readyz. The issuer's state is shown beside the checks but doesn't count: it would
-// take every replica out of the Service at once.
+// readiness answers /readyz. The state of the issuers and of what is distributed is shown beside the checks but
+// doesn't count: it would take every replica out of the Service at once.
 type readiness struct {
 	checks []check
-	issuer func(ctx context.Context) issuer.Condition
+	shown  []shown
+}
+
+// shown is what is said beside the checks, in one or several lines.
+type shown struct {
+	name string
+	ask  func(now time.Time) []string
 }
 
 // ServeHTTP answers 200 when all checks pass and 503 otherwise; the body has a line for each.
-func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+func (r *readiness) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	var body strings.Builder
 	ready := true
 	now := time.Now()
@@ -39,8 +42,11 @@ func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 		fmt.Fprintf(&body, "[+] %s: %s\n", c.name, text)
 	}
-	condition := r.issuer(req.Context())
-	fmt.Fprintf(&body, "[i] issuer: %s: %s\n", condition.State, condition.Reason)
+	for _, s := range r.shown {
+		for _, line := range s.ask(now) {
+			fmt.Fprintf(&body, "[i] %s: %s\n", s.name, line)
+		}
+	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	if !ready {
 		w.WriteHeader(http.StatusServiceUnavailable)

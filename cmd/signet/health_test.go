@@ -30,16 +30,14 @@ func TestReadiness(t *testing.T) {
 		code   int
 		body   string
 	}{
-		{"ready", good, issuer.StateReady, 200, "[+] serving: fresh\n[+] roots: fresh\n[i] issuer: Ready: because\n"},
-		{"one is not", bad, issuer.StateReady, 503, "[+] serving: fresh\n[-] roots: no roots\n[i] issuer: Ready: because\n"},
-		{"the issuer doesn't count", good, issuer.StateMissing, 200, "[+] serving: fresh\n[+] roots: fresh\n[i] issuer: Missing: because\n"},
+		{"ready", good, issuer.StateReady, 200, "[+] serving: fresh\n[+] roots: fresh\n[i] issuer: Ready: because\n[i] issuer: another\n"},
+		{"one is not", bad, issuer.StateReady, 503, "[+] serving: fresh\n[-] roots: no roots\n[i] issuer: Ready: because\n[i] issuer: another\n"},
+		{"the issuer doesn't count", good, issuer.StateMissing, 200, "[+] serving: fresh\n[+] roots: fresh\n[i] issuer: Missing: because\n[i] issuer: another\n"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			r := &readiness{
 				checks: []check{{"serving", good}, {"roots", row.roots}},
-				issuer: func(context.Context) issuer.Condition {
-					return issuer.Condition{State: row.issuer, Reason: "because"}
-				},
+				shown:  []shown{{"issuer", func(time.Time) []string { return []string{row.issuer + ": because", "another"} }}},
 			}
 			answer := httptest.NewRecorder()
 			r.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/readyz", nil))

@@ -16,7 +16,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 )
 
-// leaseName is the Lease that the replica holds which sweeps.
+// leaseName is the Lease that the replica holds which sweeps, distributes and rotates.
 const leaseName = "signet"
 
 // Times of the lease: another replica takes over leaseDuration after the last renewal.
@@ -34,20 +34,25 @@ type leased struct {
 	log  *slog.Logger
 }
 
-func newLeased(config *rest.Config, namespace string, run func(ctx context.Context) error, log *slog.Logger) (*leased, error) {
+// replicaName tells this process from the other replicas, and from earlier ones in the same pod.
+func replicaName() (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("read host name: %w", err)
+	}
+	return host + "_" + string(uuid.NewUUID()), nil
+}
+
+func newLeased(config *rest.Config, namespace, replica string, run func(ctx context.Context) error, log *slog.Logger) (*leased, error) {
 	leases, err := coordinationv1.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("make client for leases: %w", err)
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		return nil, fmt.Errorf("read host name: %w", err)
 	}
 	return &leased{
 		lock: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Namespace: namespace, Name: leaseName},
 			Client:     leases,
-			LockConfig: resourcelock.ResourceLockConfig{Identity: host + "_" + string(uuid.NewUUID())},
+			LockConfig: resourcelock.ResourceLockConfig{Identity: replica},
 		},
 		run: run,
 		log: log,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
@@ -18,7 +19,6 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -60,15 +60,11 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	ours := prometheus.WrapRegistererWithPrefix("signet_", registry)
 
 	// issuer: what is in force.
-	issuers := issuer.NewStore(cfg.Issuer)
-	condition, err := issuerCondition(ctx, mgr, cfg)
-	if err != nil {
-		return err
-	}
+	issuers, health := issuer.NewStore(issuer.Ref{}), issuer.NewHealth()
 
 	// signer: one informer for all CertificateRequests of ours.
 	cluster := signer.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: cfg.Namespace, Username: username}
-	sign := signer.New(cfg.Signer, cluster, issuers, log.With("room", "signer"), ours)
+	sign := signer.New(cfg.Signer, cluster, issuers, health, log.With("room", "signer"), ours)
 	requests, err := mgr.GetCache().GetInformer(ctx, &cmapi.CertificateRequest{}, cache.BlockUntilSynced(false))
 	if err != nil {
 		return fmt.Errorf("watch CertificateRequests: %w", err)
@@ -76,33 +72,48 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	if err := sign.Observe(requests); err != nil {
 		return err
 	}
-	sweeping, err := newLeased(config, cfg.Namespace, signer.NewSweeper(sign, log.With("room", "signer")).Start, log)
+	// rotation: our own certificate, and what the mesh trusts.
+	serving := rotation.NewServing(cfg.Serving, cfg.Namespace, sign, issuers, log.With("room", "rotation"), ours)
+	replica, err := replicaName()
+	if err != nil {
+		return err
+	}
+	trusting, err := newTrust(cfg, replica, config, mgr.GetCache(), serving, issuers, health, mgr.GetEventRecorder("signet"), log, ours)
+	if err != nil {
+		return err
+	}
+	if err := observeIssuers(ctx, mgr, cfg, trusting.issuing); err != nil {
+		return err
+	}
+	sweeper := signer.NewSweeper(sign, log.With("room", "signer"))
+	leading, err := newLeased(config, cfg.Namespace, replica, func(ctx context.Context) error {
+		var group errgroup.Group
+		group.Go(func() error { return sweeper.Start(ctx) })
+		group.Go(func() error { return trusting.lead(ctx) })
+		return group.Wait()
+	}, log)
 	if err != nil {
 		return err
 	}
 
-	// rotation: our own certificate, the mesh's anchors.
-	serving := rotation.NewServing(cfg.Serving, cfg.Namespace, sign, issuers, log.With("room", "rotation"), ours)
-	anchors := rotation.NewAnchors(cfg.Roots, cluster, serving, log.With("room", "rotation"), ours)
-
 	// ca: the endpoint.
-	server := ca.New(cfg.CA, mgr.GetClient(), sign, log.With("room", "ca"), ours)
+	server := ca.New(cfg.CA, mgr.GetClient(), sign, trusting.seen, log.With("room", "ca"), ours)
 	endpoint := ca.NewEndpoint(server, serving.GetCertificate)
 
-	health, metrics := http.NewServeMux(), http.NewServeMux()
-	health.HandleFunc("/livez", livez)
-	health.Handle("/readyz", &readiness{
+	probes, metrics := http.NewServeMux(), http.NewServeMux()
+	probes.HandleFunc("/livez", livez)
+	probes.Handle("/readyz", &readiness{
 		checks: []check{
 			{"serving certificate", serving.Ready},
-			{"roots", anchors.Ready},
+			{"roots", trusting.anchors.Ready},
 			{"informer", synced(requests)},
 			{"listener", func(time.Time) (string, error) { return server.Ready() }},
 		},
-		issuer: condition,
+		shown: trusting.shown(),
 	})
 	// The library's registry has what is known of the Go runtime and the process.
 	metrics.Handle("/metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, ctrlmetrics.Registry}, promhttp.HandlerOpts{}))
-	healthServer, err := listenHTTP(ctx, "health", cfg.Health.Listen, ":6060", health, log)
+	healthServer, err := listenHTTP(ctx, "health", cfg.Health.Listen, ":6060", probes, log)
 	if err != nil {
 		return err
 	}
@@ -112,7 +123,9 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 
 	for _, part := range []manager.Runnable{
-		healthServer, metricsServer, &logSwitch{level, log}, anchors, serving, &answering{endpoint, sign, sweeping},
+		healthServer, metricsServer, &logSwitch{level, log},
+		trusting.anchors, trusting.issuing, trusting.crls, trusting.endpoint, trusting.expiry,
+		serving, &answering{endpoint, sign, trusting.replicas, leading},
 	} {
 		if err := mgr.Add(part); err != nil {
 			return err
@@ -144,29 +157,32 @@ func start(ctx context.Context, mgr manager.Manager) error {
 }
 
 // answering is the endpoint with what its requests need until the last one is answered, which is later
-// than the manager's word to stop: the guard of the informer's stream, and the sweeper.
+// than the manager's word to stop: the guard of the informer's stream, the word to the other replicas that this one
+// answers, and what runs under the lease.
 type answering struct {
 	endpoint *ca.Endpoint
 	signer   *signer.Signer
-	sweeping *leased
+	replicas *rotation.Replicas
+	leading  *leased
 }
 
 // NeedLeaderElection says that every replica answers.
 func (a *answering) NeedLeaderElection() bool { return false }
 
-// Start runs all three until ctx ends and they have stopped, the endpoint first.
+// Start runs all of it until ctx ends and it has stopped, the endpoint first.
 func (a *answering) Start(ctx context.Context) error {
 	beside, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var group errgroup.Group
 	group.Go(func() error { a.signer.Guard(beside); return nil })
-	group.Go(func() error { return a.sweeping.Start(beside) })
+	group.Go(func() error { return a.replicas.Start(beside) })
+	group.Go(func() error { return a.leading.Start(beside) })
 	err := a.endpoint.Start(ctx)
 	stop()
 	return errors.Join(err, group.Wait())
 }
 
-// newManager makes the manager with a cache that holds only our own CertificateRequests and our
-// issuer, and a mapper that knows our kinds, so that nothing has to be discovered at start.
+// newManager makes the manager with a cache that holds only our own CertificateRequests and the
+// issuers, and a mapper that knows our kinds, so that nothing has to be discovered at start.
 func newManager(cfg Config, config *rest.Config, log *slog.Logger) (manager.Manager, error) {
 	scheme, mapper := runtime.NewScheme(), meta.NewDefaultRESTMapper(nil)
 	for _, add := range []func(*runtime.Scheme) error{cmapi.AddToScheme, corev1.AddToScheme, authenticationv1.AddToScheme, authorizationv1.AddToScheme} {
@@ -195,7 +211,6 @@ func newManager(cfg Config, config *rest.Config, log *slog.Logger) (manager.Mana
 		return nil, fmt.Errorf("select CertificateRequests: %w", err)
 	}
 	shared := true // objects from the cache are never changed
-	named := fields.OneTermEqualSelector("metadata.name", cfg.Issuer.Name)
 	mgr, err := manager.New(config, manager.Options{
 		Scheme:         scheme,
 		MapperProvider: func(*rest.Config, *http.Client) (meta.RESTMapper, error) { return mapper, nil },
@@ -205,8 +220,7 @@ func newManager(cfg Config, config *rest.Config, log *slog.Logger) (manager.Mana
 				Transform:             cache.TransformStripManagedFields(),
 				UnsafeDisableDeepCopy: &shared,
 			},
-			&cmapi.Issuer{}:        {Namespaces: map[string]cache.Config{cfg.Namespace: {FieldSelector: named}}},
-			&cmapi.ClusterIssuer{}: {Field: named},
+			&cmapi.Issuer{}: {Namespaces: map[string]cache.Config{cfg.Namespace: {}}},
 		}},
 		Metrics:                 metricsserver.Options{BindAddress: "0"}, // served with our own
 		HealthProbeBindAddress:  "0",
@@ -219,23 +233,37 @@ func newManager(cfg Config, config *rest.Config, log *slog.Logger) (manager.Mana
 	return mgr, nil
 }
 
-// issuerCondition watches the issuer, if it is one of cert-manager's, and returns how to ask for its
-// condition.
-func issuerCondition(ctx context.Context, mgr manager.Manager, cfg Config) (func(context.Context) issuer.Condition, error) {
-	if cfg.Issuer.Group == issuer.CertManagerGroup {
+// observeIssuers watches the kinds of issuers that may sign, of those that cert-manager has.
+func observeIssuers(ctx context.Context, mgr manager.Manager, cfg Config, issuing *rotation.Issuers) error {
+	for _, kind := range watchedKinds(cfg) {
 		var object client.Object = &cmapi.Issuer{}
-		if cfg.Issuer.Kind == "ClusterIssuer" {
+		if kind == cmapi.ClusterIssuerKind {
 			object = &cmapi.ClusterIssuer{}
 		}
-		if _, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false)); err != nil {
-			return nil, fmt.Errorf("watch %s: %w", cfg.Issuer, err)
+		informer, err := mgr.GetCache().GetInformer(ctx, object, cache.BlockUntilSynced(false))
+		if err != nil {
+			return fmt.Errorf("watch kind %s: %w", kind, err)
+		}
+		if err := issuing.Observe(informer); err != nil {
+			return err
 		}
 	}
-	return func(ctx context.Context) issuer.Condition {
-		ctx, cancel := context.WithTimeout(ctx, time.Second) // the cache waits until it is synced
-		defer cancel()
-		return issuer.Lookup(ctx, mgr.GetCache(), cfg.Namespace, cfg.Issuer)
-	}, nil
+	return nil
+}
+
+// watchedKinds are the kinds of cert-manager's issuers that cfg can lead to. A runtime ConfigMap can lead to both.
+func watchedKinds(cfg Config) []string {
+	refs := append([]issuer.Ref{cfg.Issuer}, cfg.Issuers.Fallback...)
+	if cfg.Issuers.Runtime.Name != "" {
+		refs = append(refs, issuer.Ref{Name: "any"}, issuer.Ref{Name: "any", Kind: cmapi.ClusterIssuerKind})
+	}
+	var kinds []string
+	for _, ref := range refs {
+		if ref = ref.WithDefaults(); ref.Name != "" && ref.Group == issuer.CertManagerGroup && !slices.Contains(kinds, ref.Kind) {
+			kinds = append(kinds, ref.Kind)
+		}
+	}
+	return kinds
 }
 
 // startTimeout bounds how long the API server may be away when Signet starts.

@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/util/rand"
 
+	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
 	"github.com/signet-ca/signet/test/replica"
 )
@@ -18,7 +20,10 @@ import (
 // is never served. The replica stays unready and says why.
 func TestR5_ServingCertificateChainsToTheAnchors(t *testing.T) {
 	s := common(t)
-	r, err := replica.Start(t.Context(), plane, replica.Config{Namespace: s.ns, RootPEM: otherRoot(), DontWait: true})
+	ns := "r5-" + rand.String(5)
+	root, err := bootstrap(t.Context(), ns, controlplane.CAOptions{})
+	require.NoError(t, err)
+	r, err := replica.Start(t.Context(), plane, replica.Config{Namespace: ns, RootPEM: otherRoot(), DontWait: true})
 	require.NoError(t, err)
 	t.Cleanup(r.Kill)
 	var body string
@@ -27,7 +32,7 @@ func TestR5_ServingCertificateChainsToTheAnchors(t *testing.T) {
 		code, body, err = r.Readyz(t.Context())
 		return err == nil && code == 503 && strings.Contains(body, "[-] serving certificate") && strings.Contains(body, "doesn't lead to a trust anchor in force")
 	}, "the reason in readiness")
-	c, err := meshclient.Dial(r.CSR(), append(append([]byte{}, s.root...), otherRoot()...), meshclient.SidecarTLS())
+	c, err := meshclient.Dial(r.CSR(), append(append([]byte{}, root...), otherRoot()...), meshclient.SidecarTLS())
 	require.NoError(t, err)
 	defer c.Close()
 	_, err = create(t, c, s.caller(t).ask(t))

@@ -210,7 +210,7 @@ func testIssuerThatGoesAway(t *testing.T, real *controlplane.Plane) {
 			return code == http.StatusOK && strings.Contains(body, text)
 		}, "ready, with %s", text)
 	}
-	says("[i] issuer: Ready")
+	says("[i] issuer: Issuer.cert-manager.io/istio-ca is in force, Ready")
 
 	var issuer cmapi.Issuer
 	key := client.ObjectKey{Namespace: ns, Name: "istio-ca"}
@@ -218,14 +218,14 @@ func testIssuerThatGoesAway(t *testing.T, real *controlplane.Plane) {
 	secret := issuer.Spec.CA.SecretName
 	issuer.Spec.CA.SecretName = "nothing"
 	require.NoError(t, real.Client().Update(t.Context(), &issuer))
-	says("[i] issuer: NotReady")
+	says("[i] issuer: Issuer.cert-manager.io/istio-ca is in force, NotReady")
 	notReady := newWorkload(t, real, ns, "not-ready")
 	chain, err := notReady.ask(t.Context(), c)
 	refused(t, codes.DeadlineExceeded, chain, err)
 	assert.Len(t, notReady.requests(t), 1)
 
 	require.NoError(t, real.Client().Delete(t.Context(), &issuer))
-	says("[i] issuer: Missing")
+	says("[i] issuer: Issuer.cert-manager.io/istio-ca is in force, Missing")
 	missing := newWorkload(t, real, ns, "missing")
 	chain, err = missing.ask(t.Context(), c)
 	refused(t, codes.DeadlineExceeded, chain, err)
@@ -237,7 +237,7 @@ func testIssuerThatGoesAway(t *testing.T, real *controlplane.Plane) {
 	again.Namespace, again.Name = ns, "istio-ca"
 	again.Spec.CA = &cmapi.CAIssuer{SecretName: secret}
 	require.NoError(t, real.Client().Create(t.Context(), again))
-	says("[i] issuer: Ready")
+	says("[i] issuer: Issuer.cert-manager.io/istio-ca is in force, Ready")
 	chain, err = missing.persist(t.Context(), c)
 	missing.issued(t, root, chain, err)
 }

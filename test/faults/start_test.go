@@ -72,7 +72,7 @@ func TestMissingRights(t *testing.T) {
 		m := newMesh(t, plane)
 		cfg := m.config(map[string]any{"roots.secret.name": "others"})
 		cfg.RootPEM = nil
-		doesNotStart(t, cfg, "1", "may not get secrets others in namespace "+m.ns)
+		doesNotStart(t, cfg, "1", "may not list secrets others in namespace "+m.ns)
 	})
 }
 
@@ -89,7 +89,7 @@ func TestBadConfiguration(t *testing.T) {
 		{"not a duration", "signer.timeout", "soon", []string{"signer.timeout"}},
 		{"unknown field", "signer.timeuot", "5s", []string{"signer.timeuot: unknown field", "timeout"}},
 		{"of another type", "ca.listen", 6443, []string{"ca.listen", "a text"}},
-		{"two sources of roots", "roots.fromIssuer", true, []string{"roots", "exactly one of"}},
+		{"federated with itself", "roots.federated", []any{map[string]any{"trustDomain": "cluster.local", "file": "x"}}, []string{"roots.federated[0].trustDomain", "own trust domain"}},
 		{"not a trust domain", "trustDomain", "Cluster/Local", []string{"trustDomain", "Cluster/Local"}},
 		{"no issuer", "issuer.name", "", []string{"issuer.name"}},
 	} {
@@ -150,11 +150,11 @@ func TestRootsThatComeLater(t *testing.T) {
 		cfg := m.config(map[string]any{"roots.secret.name": "signet-roots"})
 		cfg.RootPEM, cfg.DontWait = nil, true
 		r := start(t, plane, cfg)
-		unreadyWith(t, r, "[-] roots: get Secret "+m.ns+"/signet-roots: not found")
+		unreadyWith(t, r, "[-] roots: read trust anchors: Secret "+m.ns+"/signet-roots doesn't exist")
 		assert.Zero(t, metric(t, r, "signet_trust_anchors", nil))
 		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: m.ns, Name: "signet-roots"}, Data: map[string][]byte{"ca.crt": []byte("garbage")}}
 		require.NoError(t, plane.Client().Create(t.Context(), secret))
-		unreadyWith(t, r, "[-] roots: trust anchors in Secret "+m.ns+"/signet-roots, key ca.crt")
+		unreadyWith(t, r, "[-] roots: read trust anchors: Secret "+m.ns+"/signet-roots, key ca.crt")
 		assert.Empty(t, m.issuer.Seen(""), "nothing is asked for before the anchors are known")
 		secret.Data["ca.crt"] = m.root.PEM()
 		require.NoError(t, plane.Client().Update(t.Context(), secret))
@@ -172,7 +172,7 @@ func TestRootsThatComeLater(t *testing.T) {
 		cfg := m.config(map[string]any{"roots.file": file})
 		cfg.RootPEM, cfg.DontWait = nil, true
 		r := start(t, plane, cfg)
-		unreadyWith(t, r, "[-] roots: trust anchors in file "+file)
+		unreadyWith(t, r, "[-] roots: read trust anchors: file "+file)
 		assert.False(t, r.Process().Ended())
 		code, _ := page(t, r.HealthURL()+"/livez")
 		assert.Equal(t, http.StatusOK, code)

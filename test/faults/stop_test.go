@@ -22,7 +22,7 @@ func TestR13_GracefulStop(t *testing.T) {
 	r := m.start(t, map[string]any{"shutdown.delay": "15s", "shutdown.drain": "2m"})
 	code, body := readyz(t, r)
 	require.Equal(t, http.StatusOK, code)
-	for _, check := range []string{"[+] serving certificate: fresh", "[+] roots: 1 trust anchors", "[+] informer: synced", "[+] listener: " + r.CSR(), "[i] issuer: Unknown"} {
+	for _, check := range []string{"[+] serving certificate: fresh", "[+] roots: 1 trust anchors", "[+] informer: synced", "[+] listener: " + r.CSR(), "[i] issuer: TestIssuer.test.signet.dev/any is in force, Unknown"} {
 		assert.Contains(t, body, check)
 	}
 

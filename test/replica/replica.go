@@ -43,7 +43,8 @@ type Config struct {
 	// they come from.
 	RootPEM []byte
 	// Settings are further settings by their path in the file, such as "ca.lifetime.min": "5s". The log
-	// must stay JSON with level info or below, because it tells the addresses.
+	// must stay JSON with level info or below, because it tells the addresses. Trust anchors are not distributed
+	// unless distribution.disabled is set to false.
 	Settings map[string]any
 	// Kubeconfig overrides that of the ServiceAccount.
 	Kubeconfig string
@@ -143,6 +144,7 @@ func writeConfig(dir string, cfg Config) (string, error) {
 	set(settings, "serving.dnsNames", []any{"localhost", ServerName})
 	set(settings, "serving.ipAddresses", []any{"127.0.0.1"})
 	set(settings, "shutdown.delay", "100ms")
+	set(settings, "distribution.disabled", true) // several meshes share a control plane
 	if len(cfg.RootPEM) > 0 {
 		path := filepath.Join(dir, "roots.pem")
 		if err := os.WriteFile(path, cfg.RootPEM, 0o600); err != nil {

@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/rotation"
+)
+
+// trust is everything that decides what the mesh trusts and who signs: what every replica runs, and what only the one
+// does that holds the lease.
+type trust struct {
+	anchors  *rotation.Trust
+	issuing  *rotation.Issuers
+	replicas *rotation.Replicas
+	crls     *issuer.CRLs
+	endpoint *issuer.BundleEndpoint
+	expiry   *rotation.Expiry
+	seen     *seen
+
+	distributor *issuer.Distributor
+	istiod      *rotation.Istiod // nil where it isn't enabled
+	rollover    *rotation.Rollover
+
+	issuers *issuer.Store
+	serving *rotation.Serving
+	roots   issuer.DistributionConfig
+	changed issuer.Notice // what documents returns
+}
+
+// newTrust builds it. Name is this replica's.
+func newTrust(cfg Config, name string, config *rest.Config, objects cache.Cache, serving *rotation.Serving, issuers *issuer.Store, health *issuer.Health, recorder events.EventRecorder, log *slog.Logger, reg prometheus.Registerer) (*trust, error) {
+	core, err := typedcorev1.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make client for ConfigMaps: %w", err)
+	}
+	inRotation, inIssuer := log.With("room", "rotation"), log.With("room", "issuer")
+	configMaps := core.ConfigMaps(cfg.Namespace)
+	t := &trust{issuers: issuers, serving: serving, roots: cfg.Distribution}
+
+	var runtime *issuer.Watched
+	if at := cfg.Issuers.Runtime; at.Name != "" {
+		namespace := at.Namespace
+		if namespace == "" {
+			namespace = cfg.Namespace
+		}
+		runtime = issuer.NewWatched(core.ConfigMaps(namespace), at.Name)
+	}
+	t.issuing = rotation.NewIssuers(cfg.Issuer, cfg.Issuers, cfg.Roots.FromIssuer, cfg.Namespace, objects, runtime, serving, health, inRotation, reg, recorder)
+
+	own, federated, err := cfg.Roots.Sources(config, cfg.Namespace, inIssuer)
+	if err != nil {
+		return nil, err
+	}
+	var firstUse func() map[string]*x509.Certificate
+	if cfg.Roots.FromIssuer {
+		firstUse = t.issuing.FirstUse
+	}
+	t.anchors = rotation.NewTrust(own, federated, firstUse, configMaps, issuers, inRotation, reg)
+	t.replicas = rotation.NewReplicas(name, configMaps, serving, health, inRotation)
+
+	about := corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: cfg.Namespace, Name: rotation.TrustConfigMap}
+	t.seen = &seen{leaves: rotation.NewLeaves(reg), intermediates: rotation.NewIntermediates(about)}
+	if t.crls, err = issuer.NewCRLs(cfg.CRL, config, cfg.Namespace, t.cas, inIssuer, reg); err != nil {
+		return nil, err
+	}
+	t.endpoint = issuer.NewBundleEndpoint(cfg.BundleEndpoint, t.own, serving.GetCertificate, inIssuer)
+	if t.distributor, err = issuer.NewDistributor(cfg.Distribution, config, t.documents, inIssuer, reg, recorder); err != nil {
+		return nil, err
+	}
+	if cfg.Istiod.Enabled {
+		ref := func() issuer.Ref { return issuers.Current().ServingRef() }
+		changed := func() <-chan struct{} { _, replaced := issuers.Watch(); return replaced }
+		if t.istiod, err = rotation.NewIstiod(cfg.Istiod, config, ref, changed, inRotation, reg, recorder); err != nil {
+			return nil, err
+		}
+	}
+	var carriers rotation.Carriers
+	if !cfg.Distribution.Disabled {
+		carriers = carried{t.distributor, cfg.Distribution}
+	}
+	longest := cfg.CA.Lifetime.MaxOrDefault() + cfg.CA.RequestTimeout.Or(0)
+	t.rollover = rotation.NewRollover(t.anchors, t.issuing, t.replicas, carriers, t.servedByIstiod, longest, inRotation, reg, recorder)
+	t.expiry = rotation.NewExpiry(t.subjects(cfg, serving, about), t.seen.leaves, recorder, inRotation, reg)
+	return t, nil
+}
+
+// lead runs what only the holder of the lease does, until ctx ends.
+func (t *trust) lead(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return t.rollover.Start(ctx) })
+	group.Go(func() error { return t.tellDocuments(ctx) })
+	group.Go(func() error { return t.distributor.Start(ctx) })
+	if t.istiod != nil {
+		group.Go(func() error { return t.istiod.Start(ctx) })
+	}
+	return group.Wait()
+}
+
+// documents are what every namespace carries. While the anchors aren't known there are none.
+func (t *trust) documents() ([]issuer.Document, <-chan struct{}) {
+	changed := t.changed.Changed()
+	snapshot := t.issuers.Current()
+	if snapshot.Anchors.Empty() {
+		return nil, changed
+	}
+	documents := []issuer.Document{t.roots.Roots(snapshot.Anchors)}
+	// CRLs that have been withdrawn are written as an empty text, so that proxies drop what they have.
+	if crls, decided := t.crls.Publish(); decided {
+		documents = append(documents, issuer.Document{ConfigMap: crlConfigMap, Key: crlKey, Data: crls})
+	}
+	return documents, changed
+}
+
+// Where proxies look for CRLs (R57).
+const (
+	crlConfigMap = "istio-ca-crl"
+	crlKey       = "ca-crl.pem"
+)
+
+// tellDocuments tells of changes of what documents returns, until ctx ends.
+func (t *trust) tellDocuments(ctx context.Context) error {
+	for {
+		_, replaced := t.issuers.Watch()
+		_, withdrawn := t.crls.Watch()
+		t.changed.Tell()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-replaced:
+		case <-withdrawn:
+		}
+	}
+}
+
+// own are the anchors of our own trust domain.
+func (t *trust) own() (issuer.Bundle, uint64) {
+	snapshot := t.issuers.Current()
+	if snapshot.Rollover == nil {
+		return issuer.Bundle{}, 0
+	}
+	own, err := snapshot.Rollover.Own()
+	if err != nil {
+		return issuer.Bundle{}, 0
+	}
+	return own, snapshot.Rollover.Generation
+}
+
+// cas are the CAs of all chains in force. They aren't known before the serving certificate shows the issuer's chain.
+func (t *trust) cas() []*x509.Certificate {
+	chain := t.serving.Chain()
+	if chain == nil {
+		return nil
+	}
+	return slices.Concat(t.issuers.Current().Anchors.Anchors(), chain.Intermediates, t.seen.intermediates.Certificates())
+}
+
+// servedByIstiod are the anchors that have to stay for istiod's certificate: all, while it isn't the one that it should
+// be.
+func (t *trust) servedByIstiod() []string {
+	r := t.issuers.Current().Rollover
+	if t.istiod == nil || r == nil {
+		return nil
+	}
+	if status := t.istiod.Status(); status.Ready && status.Issuer == r.Serving {
+		return nil // it is under the anchor of the serving issuer, which stays anyway
+	}
+	var all []string
+	for _, a := range r.Anchors {
+		all = append(all, a.ID())
+	}
+	return all
+}
+
+// subjects are what expires, but for leaves.
+func (t *trust) subjects(cfg Config, serving *rotation.Serving, about corev1.ObjectReference) []func() []rotation.Subject {
+	sources := []func() []rotation.Subject{
+		rotation.ServingSubjects(serving, about),
+		rotation.AnchorSubjects(t.issuers, about),
+		t.seen.intermediates.Subjects,
+		func() []rotation.Subject { return crlSubjects(t.crls.Current(), about) },
+	}
+	if t.istiod != nil {
+		sources = append(sources, func() []rotation.Subject { return istiodSubjects(t.istiod.Status()) })
+	}
+	return sources
+}
+
+// shown is what readiness says of it beside the checks.
+func (t *trust) shown() []shown {
+	all := []shown{
+		{"issuer", func(time.Time) []string { return t.issuing.Describe() }},
+		{"distribution", t.distributed},
+		{"CRLs", func(now time.Time) []string {
+			text, err := t.crls.Ready(now)
+			if err != nil {
+				text = err.Error()
+			}
+			return []string{text}
+		}},
+	}
+	if t.istiod != nil {
+		all = append(all, shown{"istiod", func(time.Time) []string { return []string{t.istiod.Status().String()} }})
+	}
+	return all
+}
+
+// distributed says for people how far the anchors have come; only the holder of the lease knows.
+func (t *trust) distributed(time.Time) []string {
+	progress := t.distributor.Progress()
+	switch {
+	case progress.Disabled:
+		return []string{"left to somebody else"}
+	case !progress.Known:
+		return []string{"known to the replica that holds the lease"}
+	}
+	var lines []string
+	for _, d := range progress.Documents {
+		line := fmt.Sprintf("%s: %d of %d namespaces carry it", d.ConfigMap, d.Carrying, d.Selected)
+		if len(d.Without) > 0 {
+			line += fmt.Sprintf("; %s doesn't: %s", d.Without[0].Namespace, d.Without[0].Reason)
+		}
+		if d.Refused != "" {
+			line += "; a newer one is refused: " + d.Refused
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// carried tells the rollover what the distributor has done.
+type carried struct {
+	*issuer.Distributor
+	cfg issuer.DistributionConfig
+}
+
+func (c carried) Changed() <-chan struct{} { _, changed := c.Watch(); return changed }
+
+func (c carried) Waits(bundle issuer.Bundle) string {
+	document := c.cfg.Roots(bundle)
+	progress := c.Progress()
+	if progress.Carried(document) {
+		return ""
+	}
+	for _, d := range progress.Documents {
+		if d.ConfigMap != document.ConfigMap || !progress.Known {
+			continue
+		}
+		if d.Refused != "" {
+			return "a bundle that can be distributed: " + d.Refused
+		}
+		if bundle := progress.ClusterTrustBundle; d.Carrying == d.Selected && d.Hash == document.Hash() {
+			return "the ClusterTrustBundle to carry it: " + bundle.Reason
+		}
+		text := fmt.Sprintf("%d of %d namespaces to carry it", d.Selected-d.Carrying, d.Selected)
+		if len(d.Without) > 0 {
+			text += fmt.Sprintf(", such as %s: %s", d.Without[0].Namespace, d.Without[0].Reason)
+		}
+		return text
+	}
+	return "the namespaces to be looked at"
+}
+
+// seen is what has been issued, for the watch of what expires.
+type seen struct {
+	leaves        *rotation.Leaves
+	intermediates *rotation.Intermediates
+}
+
+// Record implements [ca.Recorder].
+func (s *seen) Record(_ context.Context, i ca.Issuance) error {
+	s.intermediates.Seen(i.Chain.Intermediates)
+	s.leaves.Issued(leafOf(i))
+	return nil
+}
+
+// leafOf is a certificate as it is watched.
+func leafOf(i ca.Issuance) rotation.Leaf {
+	leaf := i.Chain.Leaf
+	holder := i.Caller.PodUID
+	if holder == "" {
+		holder = "sa:" + i.Caller.ServiceAccountUID
+	}
+	return rotation.Leaf{
+		Identity:       i.Caller.ID.String(),
+		Namespace:      i.Caller.Namespace,
+		ServiceAccount: i.Caller.ServiceAccount,
+		Holder:         holder,
+		PodName:        i.Caller.PodName,
+		Serial:         fmt.Sprintf("%x", leaf.SerialNumber),
+		SHA256:         sha256.Sum256(leaf.Raw),
+		NotBefore:      leaf.NotBefore,
+		NotAfter:       leaf.NotAfter,
+		Anchor:         sha256.Sum256(i.Chain.Anchor.Raw),
+	}
+}
+
+func crlSubjects(crls *issuer.CRLSet, about corev1.ObjectReference) []rotation.Subject {
+	var all []rotation.Subject
+	for _, list := range crls.Lists() {
+		all = append(all, rotation.Subject{
+			Kind: rotation.KindCRL, Key: list.Issuer, Text: "CRL of " + list.Issuer, NotBefore: list.ThisUpdate, NotAfter: list.NextUpdate, About: &about,
+		})
+	}
+	return all
+}
+
+func istiodSubjects(status rotation.IstiodStatus) []rotation.Subject {
+	if status.NotAfter.IsZero() {
+		return nil
+	}
+	return []rotation.Subject{{
+		Kind: rotation.KindIstiod, Key: status.Namespace + "/" + status.Name, Text: "istiod's certificate " + status.Namespace + "/" + status.Name,
+		NotBefore: status.NotBefore, NotAfter: status.NotAfter,
+		About: &corev1.ObjectReference{APIVersion: "cert-manager.io/v1", Kind: "Certificate", Namespace: status.Namespace, Name: status.Name},
+	}}
+}

@@ -1,0 +1,218 @@
+package rotation
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/signet-ca/signet/issuer"
+)
+
+// ReplicasConfigMap is where every replica says what it answers with, under its name, in Signet's namespace.
+const ReplicasConfigMap = "signet-replicas"
+
+const (
+	// reportEvery is how often a replica says that it lives; what has changed it says at once.
+	reportEvery = 10 * time.Second
+	// silentFor is how long a replica may say nothing before it counts as gone. One that can't reach the API
+	// server can't sign either.
+	silentFor = 45 * time.Second
+)
+
+// Report is what a replica says of itself.
+type Report struct {
+	// Bundle is the SHA-256 of the anchors' PEM that it answers with; empty while it has none.
+	Bundle string `json:"bundle,omitempty"`
+	// Issuer signs leaves there.
+	Issuer string `json:"issuer,omitempty"`
+	// Anchor is the ID of the anchor that Issuer leads to; empty while it signs under none.
+	Anchor string `json:"anchor,omitempty"`
+	// ServingAnchor is the ID of the anchor that its serving certificate leads to.
+	ServingAnchor string `json:"servingAnchor,omitempty"`
+	// At is when it was said, by the replica's clock.
+	At time.Time `json:"at"`
+}
+
+// Replicas tells the others about this replica, and knows of them. Safe for concurrent use.
+type Replicas struct {
+	name    string
+	client  typedcorev1.ConfigMapInterface
+	watched *issuer.Watched
+	serving *Serving
+	issuers *issuer.Store
+	health  *issuer.Health
+	log     *slog.Logger
+
+	mu   sync.Mutex
+	seen map[string]sighting // by replica; used by the replica that steps the rollover
+}
+
+// sighting is when a replica's report was seen to change last, by our clock.
+type sighting struct {
+	text string
+	at   time.Time
+}
+
+// NewReplicas makes the reporter of the replica called name.
+func NewReplicas(name string, client typedcorev1.ConfigMapInterface, serving *Serving, health *issuer.Health, log *slog.Logger) *Replicas {
+	return &Replicas{
+		name: name, client: client, watched: issuer.NewWatched(client, ReplicasConfigMap), serving: serving, issuers: serving.issuers, health: health,
+		log: log, seen: make(map[string]sighting),
+	}
+}
+
+// NeedLeaderElection says that every replica reports.
+func (r *Replicas) NeedLeaderElection() bool { return false }
+
+// Start reports until ctx ends, and takes the report back then.
+func (r *Replicas) Start(ctx context.Context) error {
+	var running sync.WaitGroup
+	running.Go(func() { r.watched.Start(ctx) })
+	var said Report
+	var saidAt time.Time
+	failures := 0
+	for ctx.Err() == nil {
+		healthChanged, servingChanged := r.health.Changed(), r.serving.Changed()
+		snapshot, replaced := r.issuers.Watch()
+		now := time.Now()
+		report := r.report(snapshot)
+		wait := reportEvery - now.Sub(saidAt)
+		if report != said || wait <= 0 {
+			said = report
+			report.At = now.UTC().Truncate(time.Second)
+			if err := r.say(ctx, &report); err != nil && ctx.Err() == nil {
+				failures++
+				r.log.Warn("replica not reported; a rollover waits for it", "err", err)
+				said, wait = Report{}, retryIn(failures, 100*time.Second)
+			} else {
+				failures, saidAt, wait = 0, now, reportEvery
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-healthChanged:
+		case <-servingChanged:
+		case <-replaced:
+		case <-time.After(wait):
+		}
+	}
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := r.patch(leaving, map[string]any{r.name: nil}); err != nil {
+		r.log.Info("report of this replica not taken back; it will be forgotten", "err", err)
+	}
+	running.Wait()
+	return nil
+}
+
+// report is what there is to say now, but for the time.
+func (r *Replicas) report(snapshot *issuer.Snapshot) Report {
+	report := Report{Bundle: bundleID(snapshot.Anchors), ServingAnchor: r.serving.anchorID()}
+	if snapshot.Ref.Name == "" {
+		return report
+	}
+	report.Issuer = snapshot.Ref.String()
+	if anchor := r.health.LeadsTo(snapshot.Ref); anchor != nil && snapshot.Trusted.Contains(anchor) {
+		report.Anchor = issuer.AnchorID(anchor)
+	}
+	return report
+}
+
+// bundleID is the SHA-256 of a bundle's PEM; empty for an empty one.
+func bundleID(b issuer.Bundle) string {
+	if b.Empty() {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(b.PEM()))
+	return hex.EncodeToString(sum[:])
+}
+
+func (r *Replicas) say(ctx context.Context, report *Report) error {
+	ctx, cancel := context.WithTimeout(ctx, reportEvery)
+	defer cancel()
+	text, err := json.Marshal(report)
+	if err != nil {
+		return fmt.Errorf("encode report: %w", err)
+	}
+	err = r.patch(ctx, map[string]any{r.name: string(text)})
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	_, err = r.client.Create(ctx, &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: ReplicasConfigMap, Labels: map[string]string{"app.kubernetes.io/managed-by": "signet"}},
+		Data:       map[string]string{r.name: string(text)},
+	}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) { // another replica was first
+		return r.patch(ctx, map[string]any{r.name: string(text)})
+	}
+	if err != nil {
+		return fmt.Errorf("create ConfigMap %s: %w", ReplicasConfigMap, err)
+	}
+	return nil
+}
+
+// patch changes only the keys given, so that replicas don't get into each other's way.
+func (r *Replicas) patch(ctx context.Context, data map[string]any) error {
+	body, err := json.Marshal(map[string]any{"data": data})
+	if err != nil {
+		return fmt.Errorf("encode report: %w", err)
+	}
+	if _, err := r.client.Patch(ctx, ReplicasConfigMap, types.MergePatchType, body, metav1.PatchOptions{}); err != nil {
+		return fmt.Errorf("patch ConfigMap %s: %w", ReplicasConfigMap, err)
+	}
+	return nil
+}
+
+// living are the reports of the replicas that live, and the names of those that don't: what hasn't changed for
+// silentFor by our own clock. The channel is closed when a report has changed.
+func (r *Replicas) living(now time.Time) (living map[string]Report, gone []string, changed <-chan struct{}) {
+	object, _, changed := r.watched.Current()
+	living = make(map[string]Report)
+	if object == nil {
+		return living, nil, changed
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.seen, func(name string, _ sighting) bool { _, there := object.Data[name]; return !there })
+	for _, name := range slices.Sorted(maps.Keys(object.Data)) {
+		text := object.Data[name]
+		if last, known := r.seen[name]; !known || last.text != text {
+			r.seen[name] = sighting{text, now}
+		}
+		var report Report
+		if err := json.Unmarshal([]byte(text), &report); err != nil || now.Sub(r.seen[name].at) > silentFor {
+			gone = append(gone, name)
+			continue
+		}
+		living[name] = report
+	}
+	return living, gone, changed
+}
+
+// forget drops the reports of replicas that are gone.
+func (r *Replicas) forget(ctx context.Context, gone []string) {
+	data := make(map[string]any)
+	for _, name := range gone {
+		data[name] = nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, reportEvery)
+	defer cancel()
+	if err := r.patch(ctx, data); err != nil && ctx.Err() == nil {
+		r.log.Warn("reports of replicas that are gone not dropped", "replicas", gone, "err", err)
+		return
+	}
+	r.log.Info("replicas are gone", "replicas", gone)
+}
