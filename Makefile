@@ -12,12 +12,13 @@ RACE     := -race
 GOTEST   := go test $(RACE) -timeout 30m
 
 # The programs that tests start. They say so when one is missing.
-export SIGNET_KUBE        := $(BIN)/kube
-export SIGNET_PILOT_AGENT := $(BIN)/pilot-agent
+export SIGNET_KUBE            := $(BIN)/kube
+export SIGNET_PILOT_AGENT     := $(BIN)/pilot-agent
+export SIGNET_PILOT_DISCOVERY := $(BIN)/pilot-discovery
 
 say = @printf '\n== %s (%s)\n' '$(1)' "$$(date +%H:%M:%S)"
 
-.PHONY: help build bin kube pilot-agent race gcc demo test unit controlplane e2e istio lint fuzz bench image clean
+.PHONY: help build bin kube pilot-agent pilot-discovery race gcc openssl demo test unit controlplane e2e istio lint fuzz bench image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +37,10 @@ pilot-agent:
 	$(call say,building pilot-agent of istio.io/istio)
 	cd test/istio && go build -trimpath -o $(BIN)/pilot-agent ./cmd/pilot-agent
 
+pilot-discovery:
+	$(call say,building pilot-discovery of istio.io/istio: minutes the first time)
+	cd test/istio && go build -trimpath -o $(BIN)/pilot-discovery ./cmd/pilot-discovery
+
 race: gcc
 	$(call say,building signet with the race detector)
 	go build $(RACE) -o $(BIN)/signet-race ./cmd/signet
@@ -43,6 +48,10 @@ race: gcc
 # The race detector links with a C compiler; nothing else of the project needs one.
 gcc:
 	@command -v gcc >/dev/null || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev; }
+
+# Some tests have OpenSSL judge certificates.
+openssl:
+	@command -v openssl >/dev/null || { apt-get update && apt-get install -y --no-install-recommends openssl; }
 
 demo: bin ## a real mesh in miniature, live; ONCE=1 ends after every workload has renewed once
 	$(call say,starting the demo)
@@ -56,7 +65,7 @@ unit: gcc
 	$(call say,unit tests)
 	$(GOTEST) ./...
 
-controlplane: bin race
+controlplane: bin race openssl
 	$(call say,tests on the control plane and with pilot-agent)
 	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 1 $$(go list ./... | grep -v -e /e2e -e /bench)
 
@@ -64,8 +73,8 @@ e2e: bin race ## only the tests that drive a running Signet
 	$(call say,tests that drive a running Signet)
 	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v ./e2e
 
-istio: bin race
-	$(call say,tests with the clients of istio.io/istio in process)
+istio: bin race pilot-discovery
+	$(call say,tests with the clients of istio.io/istio in process and with istiod)
 	cd test/istio && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v ./...
 
 lint: ## gofmt and go vet, in all modules

@@ -1,10 +1,15 @@
 // Package issuer says which cert-manager issuer signs for the mesh and which trust anchors are in
-// force, now.
+// force, now; where anchors come from, and how they are made known.
 //
 // Its words: a [Ref] names an issuer; an anchor is a certificate that the mesh trusts without
 // asking further; a [Bundle] is the set of all anchors; a [Snapshot] is the reference and the
 // bundle that belong together. Snapshots never change. The [Store] holds the current one, which is
 // replaced whole, so that whoever reads it once for a request works with one consistent answer.
+//
+// A [Source] names anchors; the [Rollover] is the state that decides, by pure functions, when an anchor may
+// be signed under and when it leaves; [Health] is what requests have shown of the issuers. The [Distributor]
+// brings the anchors to the namespaces, the [BundleEndpoint] to other trust domains, and [CRLs] are the
+// revocation lists that go with them.
 package issuer
 
 import (

@@ -75,6 +75,8 @@ type Rollover struct {
 	Serving Ref
 	// ServingAnchor is the ID of the anchor that Serving leads to; empty where that isn't known.
 	ServingAnchor string
+	// ServingSince is since when Serving and ServingAnchor are what they are.
+	ServingSince time.Time
 	// FirstUse are the IDs of the anchors that were trusted on first use, by issuer.
 	FirstUse map[string]string
 	// Generation grows by one whenever an anchor comes or goes.
@@ -130,7 +132,8 @@ type Transition struct {
 // has ended. The first anchors of all are distributed at once: nobody has learnt any others from us.
 func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 	next := &Rollover{
-		Anchors: slices.Clone(r.Anchors), Issuer: r.Issuer, Serving: r.Serving, ServingAnchor: r.ServingAnchor, FirstUse: maps.Clone(r.FirstUse), Generation: r.Generation,
+		Anchors: slices.Clone(r.Anchors), Issuer: r.Issuer, Serving: r.Serving, ServingAnchor: r.ServingAnchor, ServingSince: r.ServingSince,
+		FirstUse: maps.Clone(r.FirstUse), Generation: r.Generation,
 	}
 	var changes []Transition
 	move := func(a *Anchor, to Phase, format string, args ...any) {
@@ -165,7 +168,12 @@ func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 	}
 	next.trustOnFirstUse(o, first, move)
 
+	// No leaf that is issued by now lives longer than horizon, even if leaves were allowed to live longer before.
 	longest := o.Now.Add(o.LongestLeaf)
+	horizon := longest
+	for _, a := range r.Anchors {
+		horizon = later(horizon, a.LeavesEnd)
+	}
 	var gone []string
 	for i := range next.Anchors {
 		a := &next.Anchors[i]
@@ -187,7 +195,7 @@ func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 			case o.DistributedNow[id]:
 				move(a, Distributed, "an operator vouches that everybody knows it; who doesn't can't verify its leaves")
 			case a.Until.IsZero() && o.Waits == "":
-				a.Until, a.Waits = longest, "" // the last leaf that was answered without it ends by then
+				a.Until, a.Waits = horizon, "" // the last leaf that was answered without it ends by then
 			case a.Until.IsZero():
 				a.Waits = o.Waits
 			case !o.Now.Before(a.Until):
@@ -293,19 +301,17 @@ func (r *Rollover) follow(o Observation) {
 		return
 	}
 	r.Issuer = o.Issuer
-	at := r.find(o.IssuerAnchor)
+	serving, anchor, at := r.Serving, r.ServingAnchor, r.find(o.IssuerAnchor)
 	switch {
-	case r.Serving.Name == "":
-		r.Serving, r.ServingAnchor = o.Issuer, o.IssuerAnchor
-	case r.Serving == o.Issuer:
-		if o.IssuerAnchor != "" {
-			r.ServingAnchor = o.IssuerAnchor
-		}
+	case serving.Name == "", serving == o.Issuer && at >= 0:
+		serving, anchor = o.Issuer, o.IssuerAnchor
 	case at < 0:
-	case o.IssuerAnchor == r.ServingAnchor,
-		r.Anchors[at].Phase == Signing && o.Now.Sub(r.Anchors[at].Since) >= o.LongestLeaf/2,
-		r.find(r.ServingAnchor) < 0:
-		r.Serving, r.ServingAnchor = o.Issuer, o.IssuerAnchor
+	case o.IssuerAnchor == anchor, r.find(anchor) < 0,
+		r.Anchors[at].Phase == Signing && o.Now.Sub(r.Anchors[at].Since) >= o.LongestLeaf/2:
+		serving, anchor = o.Issuer, o.IssuerAnchor
+	}
+	if serving != r.Serving || anchor != r.ServingAnchor {
+		r.Serving, r.ServingAnchor, r.ServingSince = serving, anchor, o.Now
 	}
 }
 
@@ -406,12 +412,14 @@ type storedRollover struct {
 	Issuer        Ref               `json:"issuer,omitzero"`
 	Serving       Ref               `json:"serving,omitzero"`
 	ServingAnchor string            `json:"servingAnchor,omitempty"`
+	ServingSince  time.Time         `json:"servingSince,omitzero"`
 	FirstUse      map[string]string `json:"firstUse,omitempty"`
 	Generation    uint64            `json:"generation"`
 }
 
 func (r *Rollover) encode(waits bool) ([]byte, error) {
-	stored := storedRollover{Issuer: r.Issuer, Serving: r.Serving, ServingAnchor: r.ServingAnchor, FirstUse: r.FirstUse, Generation: r.Generation}
+	stored := storedRollover{Issuer: r.Issuer, Serving: r.Serving, ServingAnchor: r.ServingAnchor,
+		ServingSince: r.ServingSince.UTC().Truncate(time.Second), FirstUse: r.FirstUse, Generation: r.Generation}
 	for _, a := range r.Anchors {
 		s := storedAnchor{
 			SHA256: a.ID(), Subject: a.Certificate.Subject.String(), NotAfter: a.Certificate.NotAfter.UTC(), Phase: a.Phase, Since: a.Since.UTC().Truncate(time.Second),
@@ -459,7 +467,7 @@ func ParseRollover(state, pem string) (*Rollover, error) {
 	if err := json.Unmarshal([]byte(state), &stored); err != nil {
 		return nil, fmt.Errorf("state of the rollover: %w", err)
 	}
-	r.Issuer, r.Serving, r.ServingAnchor = stored.Issuer, stored.Serving, stored.ServingAnchor
+	r.Issuer, r.Serving, r.ServingAnchor, r.ServingSince = stored.Issuer, stored.Serving, stored.ServingAnchor, stored.ServingSince
 	r.FirstUse, r.Generation = stored.FirstUse, stored.Generation
 	certs := make(map[string]*x509.Certificate)
 	for _, cert := range bundle.Anchors() {

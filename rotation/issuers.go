@@ -2,6 +2,7 @@ package rotation
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
@@ -389,11 +390,16 @@ func (i *Issuers) tell(candidates []candidate, now time.Time) {
 }
 
 func (i *Issuers) event(ref issuer.Ref, kind, reason, note string, args ...any) {
+	i.events.Eventf(i.reference(ref), nil, kind, reason, "Sign", note, args...)
+}
+
+// reference is the object of an issuer, for Events on it.
+func (i *Issuers) reference(ref issuer.Ref) *corev1.ObjectReference {
 	about := &corev1.ObjectReference{APIVersion: ref.Group + "/v1", Kind: ref.Kind, Name: ref.Name, Namespace: i.namespace}
 	if ref.Kind == cmapi.ClusterIssuerKind {
 		about.Namespace = ""
 	}
-	i.events.Eventf(about, nil, kind, reason, "Sign", note, args...)
+	return about
 }
 
 // FirstUse are the configured issuers and the roots that they name, nil where that isn't known yet.
@@ -409,6 +415,17 @@ func (i *Issuers) FirstUse() map[string]*x509.Certificate {
 		}
 	}
 	return roots
+}
+
+// FallbackSubjects are the roots of the fallback issuers, as far as they are known, for the watch of what expires.
+func (i *Issuers) FallbackSubjects() []Subject {
+	var all []Subject
+	for _, ref := range i.cfg.Fallback {
+		if root := i.health.LeadsTo(ref); root != nil {
+			all = append(all, caSubject(KindFallbackAnchor, root, sha256.Sum256(root.Raw), i.reference(ref)))
+		}
+	}
+	return all
 }
 
 // Describe says for people what each issuer is at, the one in force first.

@@ -1,5 +1,9 @@
-// Package rotation looks after what expires: it renews Signet's own serving certificate in time, brings
-// the mesh's trust anchors into force, and watches everything that ends.
+// Package rotation looks after what changes and what expires: it chooses the issuer that signs, takes the mesh's
+// trust anchors through their rollover, renews Signet's own serving certificate and istiod's, and watches everything
+// that ends.
+//
+// [Issuers] and [Trust] run on every replica and put issuers and anchors in force there; [Rollover] and [Istiod] run
+// where the lease is held; [Replicas] tells that one what the others do.
 //
 // What is due and when is decided by pure functions of a validity and a moment; the loops around them
 // only wait and try.

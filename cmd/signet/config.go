@@ -162,6 +162,9 @@ func (c *Config) validate() error {
 	c.CRL.Validate(p.At("crl"))
 	c.BundleEndpoint.Validate(p.At("bundleEndpoint"))
 	c.Istiod.Validate(p.At("istiod"))
+	if at, _ := c.Istiod.Certificate(); c.Istiod.Enabled && c.Issuer.Kind == "Issuer" && c.Issuer.Group == issuer.CertManagerGroup && at != c.Namespace {
+		p.Addf("istiod.namespace", "%q is not namespace, %q, where the issuer is; an Issuer signs only in its own namespace, so use a ClusterIssuer", at, c.Namespace)
+	}
 	c.CA.Validate(p.At("ca"))
 	c.Signer.Validate(p.At("signer"))
 	c.Serving.Validate(p.At("serving"))

@@ -112,6 +112,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"issuer kind", "issuer: {name: mesh, kind: Vault}\nroots: {file: f}\n", []string{`issuer.kind: "Vault" is not an issuer kind of cert-manager.io`}},
 		{"no roots", "issuer: {name: mesh}\n", []string{"roots: at least one of file, secret, configMap and fromIssuer must be set"}},
 		{"federated with itself", minimal + "  federated: [{trustDomain: cluster.local, file: x}]\n", []string{`roots.federated[0].trustDomain: "cluster.local" is the mesh's own trust domain`}},
+		{"istiod where the issuer isn't", minimal + "istiod: {enabled: true, namespace: other}\n", []string{`istiod.namespace: "other" is not namespace, "istio-system"`}},
 		{"nameless fallback", minimal + "issuers: {fallback: [{kind: Issuer}]}\n", []string{"issuers.fallback[0].name: must be set"}},
 		{"runtime", minimal + "issuers: {runtime: {name: A_B}}\n", []string{`issuers.runtime.name: "A_B" is not the name of a ConfigMap`}},
 		{"kind without a name, beside a runtime", "issuer: {kind: Issuer}\nissuers: {runtime: {name: r}}\nroots: {file: x}\n", []string{"issuer.name: must be set"}},

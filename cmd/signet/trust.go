@@ -177,8 +177,10 @@ func (t *trust) servedByIstiod() []string {
 	if t.istiod == nil || r == nil {
 		return nil
 	}
-	if status := t.istiod.Status(); status.Ready && status.Issuer == r.Serving {
-		return nil // it is under the anchor of the serving issuer, which stays anyway
+	// One that the serving issuer has signed since it leads to its anchor is under that, which stays anyway. Issuers set
+	// NotBefore back for a little.
+	if status := t.istiod.Status(); status.Ready && status.Issuer == r.Serving && status.NotBefore.After(r.ServingSince.Add(-time.Minute)) {
+		return nil
 	}
 	var all []string
 	for _, a := range r.Anchors {
@@ -193,6 +195,7 @@ func (t *trust) subjects(cfg Config, serving *rotation.Serving, about corev1.Obj
 		rotation.ServingSubjects(serving, about),
 		rotation.AnchorSubjects(t.issuers, about),
 		t.seen.intermediates.Subjects,
+		t.issuing.FallbackSubjects,
 		func() []rotation.Subject { return crlSubjects(t.crls.Current(), about) },
 	}
 	if t.istiod != nil {
@@ -235,10 +238,23 @@ func (t *trust) distributed(time.Time) []string {
 		if len(d.Without) > 0 {
 			line += fmt.Sprintf("; %s doesn't: %s", d.Without[0].Namespace, d.Without[0].Reason)
 		}
+		if d.SecondWriters > 0 {
+			line += fmt.Sprintf("; in %d somebody else writes it too", d.SecondWriters)
+		}
 		if d.Refused != "" {
 			line += "; a newer one is refused: " + d.Refused
 		}
 		lines = append(lines, line)
+	}
+	if bundle := progress.ClusterTrustBundle; bundle.State != issuer.BundleOff {
+		line := "ClusterTrustBundle: " + bundle.State
+		if bundle.Reason != "" {
+			line += ": " + bundle.Reason
+		}
+		lines = append(lines, line)
+	}
+	if progress.Trouble != "" {
+		lines = append(lines, progress.Trouble)
 	}
 	return lines
 }
@@ -251,30 +267,7 @@ type carried struct {
 
 func (c carried) Changed() <-chan struct{} { _, changed := c.Watch(); return changed }
 
-func (c carried) Waits(bundle issuer.Bundle) string {
-	document := c.cfg.Roots(bundle)
-	progress := c.Progress()
-	if progress.Carried(document) {
-		return ""
-	}
-	for _, d := range progress.Documents {
-		if d.ConfigMap != document.ConfigMap || !progress.Known {
-			continue
-		}
-		if d.Refused != "" {
-			return "a bundle that can be distributed: " + d.Refused
-		}
-		if bundle := progress.ClusterTrustBundle; d.Carrying == d.Selected && d.Hash == document.Hash() {
-			return "the ClusterTrustBundle to carry it: " + bundle.Reason
-		}
-		text := fmt.Sprintf("%d of %d namespaces to carry it", d.Selected-d.Carrying, d.Selected)
-		if len(d.Without) > 0 {
-			text += fmt.Sprintf(", such as %s: %s", d.Without[0].Namespace, d.Without[0].Reason)
-		}
-		return text
-	}
-	return "the namespaces to be looked at"
-}
+func (c carried) Waits(bundle issuer.Bundle) string { return c.Progress().Waits(c.cfg.Roots(bundle)) }
 
 // seen is what has been issued, for the watch of what expires.
 type seen struct {

@@ -2,7 +2,7 @@
 //
 // Usage:
 //
-//	bench [-rounds N] [-scale F] [-key ecdsa|rsa|all]
+//	bench [-only certificates|distribution] [-rounds N] [-scale F] [-key ecdsa|rsa|all]
 //
 // Bare means: create a CertificateRequest, wait for it on one shared watch, delete it. Signet means: one
 // CreateCertificate call over TLS with one of 400 distinct tokens, Signet running as its own process
@@ -10,6 +10,10 @@
 // sides start and end with no CertificateRequest left, inside the measured window: a rate is
 // certificates over the time until the last object is gone. Latency is that of the certificate alone,
 // without its delete, on both sides. The sides take turns, and each figure is the median of the rounds.
+//
+// Distribution is measured by itself, on a control plane of its own: how long 5,000 namespaces take to
+// carry their first root certificates (distribution_fill_s), and a changed bundle (distribution_change_s),
+// how long a namespace that comes alone waits, and what the distributor keeps in memory for each.
 //
 // Each figure is printed as a line "bench: NAME NUMBER", rates in certificates per second, times in
 // milliseconds. Names end in the number of callers, and in _rsa where CA and CSRs have RSA-2048 keys
@@ -35,11 +39,23 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each figure is measured; the median counts")
 	scale := flag.Float64("scale", 1, "factor on the number of certificates of each measurement")
 	key := flag.String("key", "all", "ecdsa, rsa or all")
+	only := flag.String("only", "", "certificates or distribution; both where it isn't set")
 	flag.Parse()
 	ctrl.SetLogger(logr.Discard()) // what the client libraries say of themselves
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *rounds, *scale, *key); err != nil {
+	began := time.Now()
+	progress := func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+	}
+	var err error
+	if *only != "distribution" {
+		err = run(ctx, *rounds, *scale, *key, progress)
+	}
+	if *only != "certificates" && err == nil {
+		err = measureDistribution(ctx, *scale, progress, os.Stdout)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
@@ -50,11 +66,7 @@ type load struct{ callers, certificates int }
 
 var loads = []load{{1, 500}, {16, 2000}, {64, 2000}}
 
-func run(ctx context.Context, rounds int, scale float64, key string) (err error) {
-	began := time.Now()
-	progress := func(format string, args ...any) {
-		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
-	}
+func run(ctx context.Context, rounds int, scale float64, key string, progress func(string, ...any)) (err error) {
 	plane, err := controlplane.Start(ctx, controlplane.Config{Fsync: true, Progress: progress})
 	if err != nil {
 		return err

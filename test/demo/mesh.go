@@ -99,7 +99,7 @@ func (m *mesh) startSignet(ctx context.Context) error {
 		RootPEM:   m.rootPEM,
 		Dir:       dir,
 		// Shorter lives than production should see, so that renewals can be watched.
-		Settings: map[string]any{"ca.lifetime.min": "10s"},
+		Settings: map[string]any{"ca.lifetime.min": "10s", "distribution.disabled": false},
 	})
 	if err != nil {
 		return err

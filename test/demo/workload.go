@@ -13,6 +13,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
@@ -57,10 +59,14 @@ func startWorkload(ctx context.Context, m *mesh, namespace, account string) (*wo
 	if err != nil {
 		return nil, err
 	}
+	roots, err := mountedRoots(ctx, m.plane, namespace)
+	if err != nil {
+		return nil, err
+	}
 	// The agent outlives ctx: it is stopped when its turn has come.
 	w.agent, err = meshclient.StartAgent(context.WithoutCancel(ctx), meshclient.AgentConfig{
 		Address: m.signet.CSR(),
-		Roots:   m.rootPEM,
+		Roots:   roots,
 		Token:   token,
 		ID:      w.id,
 		TTL:     m.lifetime,
@@ -74,6 +80,25 @@ func startWorkload(ctx context.Context, m *mesh, namespace, account string) (*wo
 		_ = w.agent.WaitRotations(context.WithoutCancel(ctx), math.MaxInt)
 	}()
 	return w, nil
+}
+
+// mountedRoots are the anchors that a pod in namespace mounts, once Signet has brought them there.
+func mountedRoots(ctx context.Context, plane *controlplane.Plane, namespace string) ([]byte, error) {
+	for {
+		var mounted corev1.ConfigMap
+		err := plane.Client().Get(ctx, client.ObjectKey{Namespace: namespace, Name: "istio-ca-root-cert"}, &mounted)
+		if err == nil {
+			return []byte(mounted.Data["root-cert.pem"]), nil
+		}
+		if !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("get the roots of namespace %s: %w", namespace, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the roots of namespace %s: %w", namespace, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func (w *workload) token(ctx context.Context, plane *controlplane.Plane) (string, error) {
