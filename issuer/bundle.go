@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -72,33 +71,41 @@ func ParseBundle(text []byte) (Bundle, error) {
 // strict: a block of another type, with headers, or anything but white space between blocks is an
 // error, because clients of the mesh refuse a whole answer for one such block (R42).
 func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
-	var certs []*x509.Certificate
-	for rest := bytes.TrimSpace(text); len(rest) > 0; rest = bytes.TrimSpace(rest) {
-		if !bytes.HasPrefix(rest, []byte("-----BEGIN ")) {
-			return nil, fmt.Errorf("PEM: text outside of blocks, after certificate %d", len(certs))
-		}
-		block, after := pem.Decode(rest)
-		if block == nil {
-			return nil, fmt.Errorf("PEM: broken block, after certificate %d", len(certs))
-		}
-		// Decode skips what it can't read; whatever it skipped must not pass unseen.
-		if used := rest[:len(rest)-len(after)]; bytes.Count(used, []byte("-----BEGIN ")) != 1 {
-			return nil, fmt.Errorf("PEM: broken block, after certificate %d", len(certs))
-		}
-		if block.Type != "CERTIFICATE" || len(block.Headers) != 0 {
-			return nil, fmt.Errorf("PEM: block of type %q, after certificate %d; only plain CERTIFICATE blocks are allowed", block.Type, len(certs))
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("parse certificate %d: %w", len(certs)+1, err)
-		}
-		certs = append(certs, cert)
-		rest = after
+	blocks, err := pemBlocks(text, "CERTIFICATE", "certificate")
+	if err != nil {
+		return nil, err
 	}
-	if len(certs) == 0 {
-		return nil, errors.New("PEM: no certificate")
+	certs := make([]*x509.Certificate, len(blocks))
+	for i, der := range blocks {
+		if certs[i], err = x509.ParseCertificate(der); err != nil {
+			return nil, fmt.Errorf("parse certificate %d: %w", i+1, err)
+		}
 	}
 	return certs, nil
+}
+
+// pemBlocks are the contents of the blocks in text, which must all be of one type, without headers, and
+// have nothing but white space between them. What says for people what each of them is.
+func pemBlocks(text []byte, blockType, what string) ([][]byte, error) {
+	var blocks [][]byte
+	for rest := bytes.TrimSpace(text); len(rest) > 0; rest = bytes.TrimSpace(rest) {
+		block, after := pem.Decode(rest)
+		// Decode skips what it can't read; whatever it skipped must not pass unseen.
+		switch {
+		case !bytes.HasPrefix(rest, []byte("-----BEGIN ")):
+			return nil, fmt.Errorf("PEM: text outside of blocks, after %s %d", what, len(blocks))
+		case block == nil, bytes.Count(rest[:len(rest)-len(after)], []byte("-----BEGIN ")) != 1:
+			return nil, fmt.Errorf("PEM: broken block, after %s %d", what, len(blocks))
+		case block.Type != blockType, len(block.Headers) != 0:
+			return nil, fmt.Errorf("PEM: block of type %q, after %s %d; only plain %s blocks are allowed", block.Type, what, len(blocks), blockType)
+		}
+		blocks = append(blocks, block.Bytes)
+		rest = after
+	}
+	if len(blocks) == 0 {
+		return nil, fmt.Errorf("PEM: no %s", what)
+	}
+	return blocks, nil
 }
 
 func withoutComments(text []byte) []byte {

@@ -61,7 +61,7 @@ func ParseCRLs(text []byte, cas []*x509.Certificate, now time.Time) (*CRLSet, er
 	if len(text) > maxCRLBytes {
 		return nil, fmt.Errorf("the CRLs have %d bytes; at most %d are allowed", len(text), maxCRLBytes)
 	}
-	blocks, err := pemBlocks(withoutComments(text), "X509 CRL")
+	blocks, err := pemBlocks(withoutComments(text), "X509 CRL", "X509 CRL")
 	if err != nil {
 		return nil, err
 	}
@@ -328,28 +328,4 @@ func (s *CRLSet) Revoked(cert *x509.Certificate) bool {
 		}
 	}
 	return false
-}
-
-// pemBlocks are the contents of the blocks in text, which must all be of one kind, without headers, and
-// have nothing but white space between them.
-func pemBlocks(text []byte, kind string) ([][]byte, error) {
-	var blocks [][]byte
-	for rest := bytes.TrimSpace(text); len(rest) > 0; rest = bytes.TrimSpace(rest) {
-		block, after := pem.Decode(rest)
-		// Decode skips what it can't read; whatever it skipped must not pass unseen.
-		switch {
-		case !bytes.HasPrefix(rest, []byte("-----BEGIN ")):
-			return nil, fmt.Errorf("PEM: text outside of blocks, after %s %d", kind, len(blocks))
-		case block == nil, bytes.Count(rest[:len(rest)-len(after)], []byte("-----BEGIN ")) != 1:
-			return nil, fmt.Errorf("PEM: broken block, after %s %d", kind, len(blocks))
-		case block.Type != kind, len(block.Headers) != 0:
-			return nil, fmt.Errorf("PEM: block of type %q, after %s %d; only plain %s blocks are allowed", block.Type, kind, len(blocks), kind)
-		}
-		blocks = append(blocks, block.Bytes)
-		rest = after
-	}
-	if len(blocks) == 0 {
-		return nil, fmt.Errorf("PEM: no %s", kind)
-	}
-	return blocks, nil
 }

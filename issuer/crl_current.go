@@ -32,18 +32,10 @@ import (
 type CRLConfig struct {
 	// File is the path of a PEM file with the CRLs, usually a mounted ConfigMap or Secret. Optional.
 	File string `json:"file,omitempty"`
-	// Secret is a Secret in Signet's namespace that holds the CRLs as PEM. Optional.
-	Secret *CRLKey `json:"secret,omitempty"`
-	// ConfigMap is a ConfigMap in Signet's namespace that holds the CRLs as PEM. Optional.
-	ConfigMap *CRLKey `json:"configMap,omitempty"`
-}
-
-// CRLKey names one value of a Secret or a ConfigMap.
-type CRLKey struct {
-	// Name of the Secret or ConfigMap.
-	Name string `json:"name"`
-	// Key within it. Default ca-crl.pem.
-	Key string `json:"key,omitempty"`
+	// Secret is a Secret in Signet's namespace that holds the CRLs as PEM; its key is ca-crl.pem by default. Optional.
+	Secret *ObjectKey `json:"secret,omitempty"`
+	// ConfigMap is a ConfigMap in Signet's namespace that holds the CRLs as PEM; its key is ca-crl.pem by default. Optional.
+	ConfigMap *ObjectKey `json:"configMap,omitempty"`
 }
 
 // Enabled says whether there is a source of CRLs.
@@ -79,11 +71,7 @@ func (c CRLConfig) text(config *rest.Config, namespace string) (text, error) {
 	case c.Secret == nil:
 		return nil, nil
 	}
-	key := at.Key
-	if key == "" {
-		key = "ca-crl.pem"
-	}
-	return newObjectText(config, kind, namespace, at.Name, key)
+	return newObjectText(config, kind, namespace, at.Name, at.KeyOr("ca-crl.pem"))
 }
 
 // CRLs keeps the mesh's certificate revocation lists current. Safe for concurrent use.

@@ -21,7 +21,7 @@ import (
 )
 
 func TestCRLConfigValidate(t *testing.T) {
-	key := &CRLKey{Name: "crl"}
+	key := &ObjectKey{Name: "crl"}
 	for _, row := range []struct {
 		name string
 		cfg  CRLConfig
@@ -32,8 +32,8 @@ func TestCRLConfigValidate(t *testing.T) {
 		{"secret", CRLConfig{Secret: key}, ""},
 		{"config map", CRLConfig{ConfigMap: key}, ""},
 		{"two", CRLConfig{File: "crl.pem", Secret: key}, "crl: at most one of file, secret and configMap may be set; 2 are"},
-		{"nameless secret", CRLConfig{Secret: &CRLKey{}}, "crl.secret.name: must be set to the name of a Secret in Signet's namespace"},
-		{"nameless config map", CRLConfig{ConfigMap: &CRLKey{}}, "crl.configMap.name: must be set to the name of a ConfigMap in Signet's namespace"},
+		{"nameless secret", CRLConfig{Secret: &ObjectKey{}}, "crl.secret.name: must be set to the name of a Secret in Signet's namespace"},
+		{"nameless config map", CRLConfig{ConfigMap: &ObjectKey{}}, "crl.configMap.name: must be set to the name of a ConfigMap in Signet's namespace"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := setting.NewProblems()

@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,10 +19,10 @@ type RootsConfig struct {
 	// File is the path of a PEM file with the anchors, usually a mounted ConfigMap or Secret.
 	// Recommended, because nobody who can influence the issuer can change it.
 	File string `json:"file,omitempty"`
-	// Secret is a Secret in Signet's namespace that holds the anchors as PEM.
+	// Secret is a Secret in Signet's namespace that holds the anchors as PEM; its key is ca.crt by default.
 	Secret *ObjectKey `json:"secret,omitempty"`
 	// ConfigMap is a ConfigMap in Signet's namespace that holds the anchors as PEM, such as the target of a
-	// trust-manager Bundle.
+	// trust-manager Bundle; its key is ca.crt by default.
 	ConfigMap *ObjectKey `json:"configMap,omitempty"`
 	// FromIssuer trusts the self-signed CA certificate that the first answer of each configured issuer names, and
 	// keeps it in the ConfigMap signet-trust-anchors in Signet's namespace, which every replica and
@@ -36,17 +37,12 @@ type RootsConfig struct {
 type ObjectKey struct {
 	// Name of the object.
 	Name string `json:"name"`
-	// Key within the object. Default ca.crt.
+	// Key within the object. The default is said where the object is named.
 	Key string `json:"key,omitempty"`
 }
 
-// KeyOrDefault is the key within the object.
-func (k ObjectKey) KeyOrDefault() string {
-	if k.Key == "" {
-		return "ca.crt"
-	}
-	return k.Key
-}
+// KeyOr is the key within the object, or fallback where none was set.
+func (k ObjectKey) KeyOr(fallback string) string { return cmp.Or(k.Key, fallback) }
 
 // Validate reports what is wrong with c. Own is the mesh's trust domain.
 func (c RootsConfig) Validate(p setting.Problems, own spiffeid.TrustDomain) {
@@ -64,6 +60,9 @@ func (c RootsConfig) Validate(p setting.Problems, own spiffeid.TrustDomain) {
 	}
 }
 
+// caKey is the key of anchors in objects that others make, as cert-manager names it.
+const caKey = "ca.crt"
+
 // rootCertKey is the key that holds the anchors, the same as in istio-ca-root-cert.
 const rootCertKey = "root-cert.pem"
 
@@ -76,14 +75,14 @@ func (c RootsConfig) Sources(config *rest.Config, namespace string, log *slog.Lo
 		own = append(own, NewFileSource(c.File, log))
 	}
 	if c.Secret != nil {
-		source, err := NewSecretSource(config, namespace, c.Secret.Name, c.Secret.KeyOrDefault(), log)
+		source, err := NewSecretSource(config, namespace, c.Secret.Name, c.Secret.KeyOr(caKey), log)
 		if err != nil {
 			return nil, nil, err
 		}
 		own = append(own, source)
 	}
 	if c.ConfigMap != nil {
-		source, err := NewConfigMapSource(config, namespace, c.ConfigMap.Name, c.ConfigMap.KeyOrDefault(), log)
+		source, err := NewConfigMapSource(config, namespace, c.ConfigMap.Name, c.ConfigMap.KeyOr(caKey), log)
 		if err != nil {
 			return nil, nil, err
 		}

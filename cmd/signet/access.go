@@ -53,7 +53,7 @@ func rights(cfg Config) []right {
 	for _, at := range []struct {
 		resource string
 		key      *issuer.ObjectKey
-	}{{"secrets", cfg.Roots.Secret}, {"configmaps", cfg.Roots.ConfigMap}, {"secrets", (*issuer.ObjectKey)(cfg.CRL.Secret)}, {"configmaps", (*issuer.ObjectKey)(cfg.CRL.ConfigMap)}} {
+	}{{"secrets", cfg.Roots.Secret}, {"configmaps", cfg.Roots.ConfigMap}, {"secrets", cfg.CRL.Secret}, {"configmaps", cfg.CRL.ConfigMap}} {
 		if at.key != nil {
 			list = append(list, right{resource: at.resource, name: at.key.Name, namespace: cfg.Namespace, verbs: []string{"list", "watch"}})
 		}

@@ -276,9 +276,9 @@ func TestCRLsOfObjects(t *testing.T) {
 			a := newRoot(t, "a", 24*time.Hour)
 			p := newPlace(t)
 			p.grant(t, k.resource, "crl")
-			cfg := issuer.CRLConfig{Secret: &issuer.CRLKey{Name: "crl"}}
+			cfg := issuer.CRLConfig{Secret: &issuer.ObjectKey{Name: "crl"}}
 			if k.kind == "ConfigMap" {
-				cfg = issuer.CRLConfig{ConfigMap: &issuer.CRLKey{Name: "crl", Key: "lists"}}
+				cfg = issuer.CRLConfig{ConfigMap: &issuer.ObjectKey{Name: "crl", Key: "lists"}}
 			}
 			key := map[string]string{"Secret": "ca-crl.pem", "ConfigMap": "lists"}[k.kind]
 			crls, err := issuer.NewCRLs(cfg, p.config, p.namespace, func() []*x509.Certificate { return []*x509.Certificate{a.cert} }, quiet, prometheus.NewRegistry())
