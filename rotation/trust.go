@@ -134,8 +134,8 @@ func (t *Trust) answer(source string, a issuer.Answer) {
 	t.notice.Tell()
 }
 
-// named are the anchors that the sources name, and whether each source has answered; all says that none is still to
-// be heard of for the first time. The channel is closed when an answer has changed.
+// named are the anchors that the sources name, and whether each source has answered; all says that none of our own is
+// still to be heard of for the first time. The channel is closed when an answer has changed.
 func (t *Trust) named() (named []issuer.Named, answered map[string]bool, all bool, changed <-chan struct{}) {
 	changed = t.notice.Changed()
 	t.mu.Lock()
@@ -145,7 +145,7 @@ func (t *Trust) named() (named []issuer.Named, answered map[string]bool, all boo
 		name := source.String()
 		a, heard := t.answers[name]
 		answered[name] = a.good
-		all = all && heard
+		all = all && (heard || t.federated[name]) // our trust doesn't wait for that of others
 		for _, cert := range a.Bundle.Anchors() {
 			named = append(named, issuer.Named{Certificate: cert, Source: name, Federated: t.federated[name]})
 		}

@@ -199,7 +199,7 @@ func (l *listening) Write(text []byte) (int, error) {
 		}
 		l.line = rest
 		var entry struct{ Msg, Endpoint, Address string }
-		if len(l.found) < l.want && json.Unmarshal(line, &entry) == nil && entry.Msg == "listening" {
+		if len(l.found) < l.want && json.Unmarshal(line, &entry) == nil && entry.Msg == "listening" && entry.Endpoint != "bundle" {
 			l.found[entry.Endpoint] = entry.Address
 			if len(l.found) == l.want {
 				close(l.done)

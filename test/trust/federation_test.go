@@ -1,0 +1,70 @@
+package trust
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/signet-ca/signet/test/replica"
+)
+
+// TestR56_TwoMeshesFederate: each of two meshes fetches the other's anchors from its bundle endpoint, and their workloads
+// accept one another. That the other one isn't there yet stops nobody.
+func TestR56_TwoMeshesFederate(t *testing.T) {
+	t.Parallel()
+	type side struct {
+		*mesh
+		domain, endpoint string
+		replica          *replica.Replica
+	}
+	sides := []*side{{mesh: newMesh(t), domain: "one.example"}, {mesh: newMesh(t), domain: "two.example"}}
+	for _, s := range sides {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		s.endpoint = listener.Addr().String()
+		require.NoError(t, listener.Close())
+		s.pin(t, issuerA)
+	}
+	start := func(s, other *side) {
+		ca := filepath.Join(t.TempDir(), "other.pem")
+		require.NoError(t, os.WriteFile(ca, other.roots[issuerA], 0o600))
+		s.replica = s.startAs(t, replica.Config{Namespace: s.ns, Issuer: issuerA, Settings: s.short(map[string]any{
+			"trustDomain":           s.domain,
+			"bundleEndpoint.listen": s.endpoint,
+			"roots.federated": []any{map[string]any{
+				"trustDomain": other.domain, "endpointURL": "https://" + other.endpoint + "/", "caFile": ca,
+			}},
+		})})
+	}
+	ask := func(s *side) *holding {
+		w := s.workload(t, "web")
+		var err error
+		w.id, err = spiffeid.FromString("spiffe://" + s.domain + "/ns/" + w.ns + "/sa/" + w.sa)
+		require.NoError(t, err)
+		h, err := w.ask(t.Context(), dial(t, s.replica, s.roots[issuerA]))
+		require.NoError(t, err)
+		return h
+	}
+	start(sides[0], sides[1])
+	alone := ask(sides[0])
+	assert.Equal(t, string(sides[0].roots[issuerA]), string(alone.anchors))
+	assert.Contains(t, readyz(t, sides[0].replica), "two.example")
+	start(sides[1], sides[0])
+	for _, s := range sides {
+		eventually(t, func() bool { return len(s.state(t).Anchors) == 2 }, "%s knows the other's anchor", s.domain)
+	}
+	one, two := ask(sides[0]), ask(sides[1])
+	require.NoError(t, handshake(one, two))
+	require.NoError(t, handshake(two, one))
+	require.Error(t, alone.verify(two, alone.pool))
+	for _, s := range sides {
+		for _, a := range s.state(t).Anchors {
+			assert.Equal(t, a.ID() == s.id(t, issuerA), !a.Federated)
+		}
+	}
+}
