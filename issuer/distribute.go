@@ -95,6 +95,8 @@ type Document struct {
 	Key string
 	// Data is the text, at most 1 MiB.
 	Data string
+	// MayBeEmpty says that an empty text means something: that there is nothing any more. Otherwise it is refused.
+	MayBeEmpty bool
 }
 
 // Hash identifies the text: its SHA-256 in hexadecimal digits.

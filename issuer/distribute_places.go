@@ -513,7 +513,7 @@ func (t *distribution) bring(s *sheet, document Document) {
 // refuse says why a document can't be distributed at all, or nothing.
 func (s *sheet) refuse(document Document) string {
 	switch {
-	case document.Data == "":
+	case document.Data == "" && !document.MayBeEmpty:
 		return "it is empty"
 	case len(document.Data) > maxDocumentBytes:
 		return fmt.Sprintf("it has %d bytes; a ConfigMap holds %d", len(document.Data), maxDocumentBytes)

@@ -661,6 +661,7 @@ func TestTwoDocumentsOfOneConfigMap(t *testing.T) {
 
 func TestRefusedDocuments(t *testing.T) {
 	s := &sheet{resource: configMapResource}
+	assert.Empty(t, s.refuse(Document{ConfigMap: "a", Key: "a", MayBeEmpty: true}))
 	for want, d := range map[string]Document{
 		"":                              rootsOf("x"),
 		"it is empty":                   rootsOf(""),

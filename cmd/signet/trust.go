@@ -122,7 +122,7 @@ func (t *trust) documents() ([]issuer.Document, <-chan struct{}) {
 	documents := []issuer.Document{t.roots.Roots(snapshot.Anchors)}
 	// CRLs that have been withdrawn are written as an empty text, so that proxies drop what they have.
 	if crls, decided := t.crls.Publish(); decided {
-		documents = append(documents, issuer.Document{ConfigMap: crlConfigMap, Key: crlKey, Data: crls})
+		documents = append(documents, issuer.Document{ConfigMap: crlConfigMap, Key: crlKey, Data: crls, MayBeEmpty: true})
 	}
 	return documents, changed
 }

@@ -414,7 +414,7 @@ func TestOverride(t *testing.T) {
 	c, w := dial(t, r, m.roots[issuerA]), m.workload(t, "web")
 	m.pin(t, issuerA, issuerB)
 	m.want(t, issuerB)
-	says(t, r, "leaves that were answered without it may live for another 2h0m")
+	says(t, r, "leaves that were answered without it may live for another 2h")
 	annotate := func(key, id string) {
 		state := get(t, m.ns, stateMap)
 		metav1.SetMetaDataAnnotation(&state.ObjectMeta, key, id)
