@@ -75,7 +75,7 @@ e2e: bin race ## only the tests that drive a running Signet
 
 istio: bin race pilot-discovery
 	$(call say,tests with the clients of istio.io/istio in process and with istiod)
-	cd test/istio && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v ./...
+	cd test/istio && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 1 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...)
 
 lint: ## gofmt and go vet, in all modules
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
