@@ -32,7 +32,7 @@ type DistributionConfig struct {
 	// without the root certificates. Default false.
 	Disabled bool `json:"disabled,omitempty"`
 	// ConfigMap is the name of the ConfigMap with the root certificates, the same as Istio's
-	// global.trustBundleName. Default istio-ca-root-cert.
+	// global.TrustBundleName. Default istio-ca-root-cert.
 	ConfigMap string `json:"configMap,omitempty"`
 	// NamespaceSelector is a label selector, such as "mesh=on,env in (prod,stage)", of the namespaces
 	// that carry the documents. What a namespace carries stays when it isn't selected any more. Default

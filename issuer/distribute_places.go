@@ -25,9 +25,9 @@ const (
 	// configLabel marks what Istio reads (R51); its value is configLabelValue.
 	configLabel      = "istio.io/config"
 	configLabelValue = "true"
-	// trustBundleName and trustBundleSigner are what Istio looks for (R53).
-	trustBundleName   = "istio.io:istiod-ca:root-cert"
-	trustBundleSigner = "istio.io/istiod-ca"
+	// TrustBundleName and TrustBundleSigner are what Istio looks for (R53).
+	TrustBundleName   = "istio.io:istiod-ca:root-cert"
+	TrustBundleSigner = "istio.io/istiod-ca"
 )
 
 var configMapResource = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
@@ -456,7 +456,7 @@ func (t *distribution) setDocuments(documents []Document, watch func(*sheet) (st
 func (t *distribution) serveBundle(resource schema.GroupVersionResource, watch func(*sheet) (stop func())) {
 	t.mu.Lock()
 	defer t.unlock()
-	s := &sheet{resource: resource, name: trustBundleName, places: make(map[string]*place)}
+	s := &sheet{resource: resource, name: TrustBundleName, places: make(map[string]*place)}
 	t.bundle = s
 	t.place(s, "").home = &home{selected: true}
 	t.stops[s] = watch(s)
@@ -474,7 +474,7 @@ func (t *distribution) bringBundle() {
 		t.bundle.text, t.bundle.hash, t.bundle.body = "", [sha256.Size]byte{}, nil
 		t.recheck(t.bundle, urgentMass)
 	default:
-		t.bring(t.bundle, Document{ConfigMap: trustBundleName, Data: roots.text})
+		t.bring(t.bundle, Document{ConfigMap: TrustBundleName, Data: roots.text})
 	}
 }
 
@@ -534,7 +534,7 @@ func (s *sheet) encode(document Document) ([]byte, error) {
 			"apiVersion": s.resource.GroupVersion().String(),
 			"kind":       "ClusterTrustBundle",
 			"metadata":   map[string]any{"name": s.name},
-			"spec":       map[string]string{"signerName": trustBundleSigner, "trustBundle": document.Data},
+			"spec":       map[string]string{"signerName": TrustBundleSigner, "trustBundle": document.Data},
 		})
 	}
 	return json.Marshal(map[string]any{

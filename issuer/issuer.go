@@ -14,8 +14,11 @@ package issuer
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 
@@ -91,6 +94,35 @@ func (s *Snapshot) ServingRef() Ref {
 type Store struct {
 	current atomic.Pointer[versioned]
 	mu      sync.Mutex // held by writers
+
+	fenced    atomic.Bool
+	confirmed atomic.Pointer[time.Time] // nil before the first time
+}
+
+// fenceAfter is how old the last confirmation may be. It is less than the time after which a rollover doesn't wait for a
+// replica any more that says nothing.
+const fenceAfter = 30 * time.Second
+
+// EnableFence makes Fence refuse until the first confirmation.
+func (s *Store) EnableFence() { s.fenced.Store(true) }
+
+// Confirm says that the anchors were those of the shared state at a time, and that the others know that.
+func (s *Store) Confirm(at time.Time) { s.confirmed.Store(&at) }
+
+// Fence says why leaves must not be signed with the snapshot in force: it was confirmed too long ago, so that the others may
+// go on without us. It is nil where there is no fence.
+func (s *Store) Fence(now time.Time) error {
+	if !s.fenced.Load() {
+		return nil
+	}
+	at := s.confirmed.Load()
+	switch {
+	case at == nil:
+		return errors.New("the other replicas don't know of this one yet")
+	case now.Sub(*at) > fenceAfter:
+		return fmt.Errorf("this replica hasn't reached the API server for %s; the mesh's anchors may be others by now", now.Sub(*at).Round(time.Second))
+	}
+	return nil
 }
 
 // versioned is a snapshot with what tells that it isn't in force any more.

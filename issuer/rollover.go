@@ -81,6 +81,8 @@ type Rollover struct {
 	FirstUse map[string]string
 	// Generation grows by one whenever an anchor comes or goes.
 	Generation uint64
+	// LeftOut says of each anchor that a step left out, which and why. It is not kept.
+	LeftOut []string
 }
 
 // Named is an anchor that a source names at the moment.
@@ -130,6 +132,8 @@ type Transition struct {
 // leaf may live, so that no leaf lives which was answered without it; it is signing while leaves are issued
 // under it; once no source names it, and nothing is signed under it, it retires until the last leaf under it
 // has ended. The first anchors of all are distributed at once: nobody has learnt any others from us.
+//
+// An anchor that is new and doesn't fit, because the bundle would be too large, is left out; federated ones come last.
 func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 	next := &Rollover{
 		Anchors: slices.Clone(r.Anchors), Issuer: r.Issuer, Serving: r.Serving, ServingAnchor: r.ServingAnchor, ServingSince: r.ServingSince,
@@ -150,9 +154,18 @@ func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 		}
 		return 1
 	})
+	size := 0
+	for _, a := range r.Anchors {
+		size += pemSize(a.Certificate)
+	}
 	for _, named := range ours {
 		if at := next.find(AnchorID(named.Certificate)); at >= 0 {
 			next.Anchors[at].Federated = next.Anchors[at].Federated && named.Federated
+			continue
+		}
+		if size += pemSize(named.Certificate); size > maxBundleBytes {
+			size -= pemSize(named.Certificate)
+			next.LeftOut = append(next.LeftOut, fmt.Sprintf("%.100q of %s: the anchors would have more than %d bytes together", named.Certificate.Subject.String(), named.Source, maxBundleBytes))
 			continue
 		}
 		a := Anchor{Certificate: named.Certificate, Federated: named.Federated}
@@ -185,6 +198,9 @@ func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 		if o.InUse[id] && longest.After(a.LeavesEnd) {
 			a.LeavesEnd = longest.Add(o.LongestLeaf / leavesEndSlack) // so that it needn't be kept anew with every step
 		}
+		if federated := foreign(a.Sources, o); federated && !o.InUse[id] && !o.Served[id] && next.another(id) {
+			a.Federated = true // it was ours, and only another trust domain names it now
+		}
 		needed := o.InUse[id] || o.Served[id] || id == r.ServingAnchor || id == o.IssuerAnchor
 		switch a.Phase {
 		case Published:
@@ -205,7 +221,7 @@ func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 			switch {
 			case a.Phase == Distributed && o.InUse[id]:
 				move(a, Signing, "leaves are issued under it")
-			case a.Phase == Signing && !o.InUse[id]:
+			case a.Phase == Signing && !o.InUse[id] && len(o.InUse) > 0:
 				move(a, Distributed, "no replica issues leaves under it any more")
 			case len(a.Sources) == 0 && !needed && next.another(id):
 				move(a, Retiring, "no source names it any more")
@@ -220,7 +236,7 @@ func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 			case o.RetireNow[id]:
 				move(a, "", "an operator vouches that nobody needs it; who does is cut off")
 				gone = append(gone, id)
-			case !o.Now.Before(a.Until):
+			case !o.Now.Before(later(a.Until, a.LeavesEnd)):
 				move(a, "", "the last leaf that could need it has ended")
 				gone = append(gone, id)
 			}
@@ -232,7 +248,7 @@ func (r *Rollover) Step(o Observation) (*Rollover, []Transition) {
 	if len(gone) > 0 || len(next.Anchors) > len(r.Anchors) {
 		next.Generation++
 	}
-	next.forgetFirstUse()
+	next.forgetFirstUse(o)
 	slices.SortFunc(next.Anchors, func(a, b Anchor) int { return strings.Compare(a.ID(), b.ID()) })
 	next.follow(o)
 	return next, changes
@@ -263,9 +279,12 @@ func (r *Rollover) trustOnFirstUse(o Observation, first bool, move func(*Anchor,
 	}
 }
 
-// forgetFirstUse drops what was trusted on first use and has left since.
-func (r *Rollover) forgetFirstUse() {
-	maps.DeleteFunc(r.FirstUse, func(_, id string) bool { return r.find(id) < 0 })
+// forgetFirstUse drops what was trusted on first use and has left since, where the issuer isn't configured any more.
+func (r *Rollover) forgetFirstUse(o Observation) {
+	maps.DeleteFunc(r.FirstUse, func(ref, id string) bool {
+		_, configured := o.Answered[FirstUseSource(ref)]
+		return !configured && r.find(id) < 0
+	})
 }
 
 // sourcesOf are the sources that name a now.
@@ -276,8 +295,11 @@ func (r *Rollover) sourcesOf(a Anchor, o Observation) []string {
 			sources = append(sources, named.Source)
 		}
 	}
+	// A source that hasn't answered yet still names what it named; so does one that isn't configured any more, until all
+	// that are have answered: it may be the same under another name.
+	heard := !slices.Contains(slices.Collect(maps.Values(o.Answered)), false)
 	for _, source := range a.Sources {
-		if answered, configured := o.Answered[source]; configured && !answered {
+		if answered, configured := o.Answered[source]; configured && !answered || !configured && !heard {
 			sources = append(sources, source)
 		}
 	}
@@ -289,6 +311,19 @@ func (r *Rollover) sourcesOf(a Anchor, o Observation) []string {
 	slices.Sort(sources)
 	return slices.Compact(sources)
 }
+
+// foreign says whether there are sources, and all are other trust domains.
+func foreign(sources []string, o Observation) bool {
+	for _, source := range sources {
+		if !slices.ContainsFunc(o.Named, func(n Named) bool { return n.Federated && n.Source == source }) {
+			return false
+		}
+	}
+	return len(sources) > 0
+}
+
+// pemSize is how many bytes a certificate has as PEM, or a few more.
+func pemSize(cert *x509.Certificate) int { return len(cert.Raw)*3/2 + 64 }
 
 // FirstUseSource is what the source is called that trusts the root of an issuer on first use.
 func FirstUseSource(ref string) string { return "first use of " + ref }
@@ -383,13 +418,20 @@ func (r *Rollover) Held(anchor *x509.Certificate, now time.Time) string {
 	case a.Until.IsZero():
 		return fmt.Sprintf("its root %q is published and waits for %s", anchor.Subject, a.Waits)
 	}
-	return fmt.Sprintf("its root %q is published; leaves that were answered without it may live for another %s", anchor.Subject, a.Until.Sub(now).Round(time.Second))
+	return fmt.Sprintf("its root %q is published; leaves that were answered without it may live for another %s", anchor.Subject, max(0, a.Until.Sub(now)).Round(time.Second))
 }
 
 // Equal says whether two states are the same, but for what they wait for.
 func (r *Rollover) Equal(other *Rollover) bool {
 	a, errA := r.encode(false)
 	b, errB := other.encode(false)
+	return errA == nil && errB == nil && bytes.Equal(a, b)
+}
+
+// Same says whether two states are the same, what they wait for included.
+func (r *Rollover) Same(other *Rollover) bool {
+	a, errA := r.encode(true)
+	b, errB := other.encode(true)
 	return errA == nil && errB == nil && bytes.Equal(a, b)
 }
 

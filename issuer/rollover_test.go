@@ -2,6 +2,7 @@ package issuer
 
 import (
 	"crypto/x509"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -229,12 +230,12 @@ func TestRolloverSourcesThatAreSilent(t *testing.T) {
 	s.name()
 	s.o.Answered = map[string]bool{"roots": false, "others": true}
 	s.o.Named = []Named{{Certificate: s.roots["b"], Source: "others"}}
-	s.is("a=distributed b=published")
+	s.is("a=signing b=published")
 	s.pass(time.Second)
 	s.step()
 	s.pass(10 * longest)
-	s.is("a=distributed b=distributed")
-	s.is("a=distributed b=distributed")
+	s.is("a=signing b=distributed")
+	s.is("a=signing b=distributed")
 	a, _ := s.state.Anchor(s.id("a"))
 	assert.Equal(t, []string{"roots"}, a.Sources)
 	assert.Equal(t, s.id("a"), s.state.ServingAnchor)
@@ -244,6 +245,9 @@ func TestRolloverSourcesThatAreSilent(t *testing.T) {
 	s.pass(longest)
 	s.is("a=distributed b=signing")
 	delete(s.o.Answered, "roots")
+	s.o.Answered["renamed"] = false // it may be the same source
+	s.is("a=distributed b=signing")
+	s.o.Answered["renamed"] = true
 	s.is("a=retiring b=signing")
 }
 
@@ -254,14 +258,14 @@ func TestRolloverNeverTheLastAnchor(t *testing.T) {
 	s.state.ServingAnchor, s.state.Serving = "", Ref{}
 	for range 5 {
 		s.pass(10 * longest)
-		s.is("a=distributed")
+		s.is("a=signing")
 	}
 	// Nor does a federated one, or one that nothing may be signed under, take its place.
 	s.o.Named = []Named{{Certificate: s.roots["c"], Source: "other.example", Federated: true}, {Certificate: s.roots["b"], Source: "roots"}}
 	s.o.Answered["other.example"] = true
 	s.o.Waits = "a namespace"
 	s.pass(10 * longest)
-	s.is("a=distributed b=published c=published")
+	s.is("a=signing b=published c=published")
 }
 
 // A federated anchor is in every answer, and nothing of ours is ever under it.
@@ -321,6 +325,35 @@ func TestRolloverOverrides(t *testing.T) {
 	require.Len(t, changes, 1)
 	assert.Contains(t, changes[0].Reason, "who does is cut off")
 	s.is("b=signing")
+}
+
+// What would make the bundle too large is left out, and everything else goes on.
+func TestRolloverLeavesOutWhatDoesNotFit(t *testing.T) {
+	s := newStory(t)
+	for n := range 60 {
+		large := newRoot(t, fmt.Sprint("large", n), func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{strings.Repeat("x", 4000)} })
+		s.o.Named = append(s.o.Named, Named{Certificate: large, Source: "roots"})
+	}
+	s.step()
+	assert.LessOrEqual(t, len(bundleText(t, s.state.Bundle)), maxBundleBytes)
+	next, _ := s.state.Step(s.o)
+	require.NotEmpty(t, next.LeftOut)
+	assert.Contains(t, next.LeftOut[0], "of roots: the anchors would have more than")
+	s.pass(3 * longest)
+	s.step()
+	s.pass(3 * longest)
+	s.step()
+	assert.Equal(t, Distributed, s.state.Anchors[0].Phase, "the rest goes on")
+}
+
+// What was ours and only another trust domain names is that one's.
+func TestAnchorThatIsNotOursAnyMore(t *testing.T) {
+	s := atB(t)
+	s.o.Named = []Named{{Certificate: s.roots["a"], Source: "other.example", Federated: true}, {Certificate: s.roots["b"], Source: "roots"}}
+	s.o.Answered["other.example"] = true
+	s.step()
+	assert.Contains(t, s.state.Held(s.roots["a"], s.o.Now), "federated")
+	assert.NotContains(t, bundleText(t, s.state.Own), pemOf(s.roots["a"]))
 }
 
 func TestRolloverFirstUse(t *testing.T) {

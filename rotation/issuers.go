@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
@@ -64,7 +66,9 @@ type Issuers struct {
 	switches  prometheus.Counter
 	probes    *prometheus.CounterVec
 
-	kick chan struct{} // an issuer object has changed
+	kick   chan struct{}   // an issuer object has changed
+	kinds  map[string]bool // of cert-manager's, that are watched; not changed after start
+	chosen atomic.Bool     // an issuer was chosen, or there is none to choose
 
 	mu         sync.Mutex // guards the following
 	candidates []candidate
@@ -72,6 +76,7 @@ type Issuers struct {
 	asking     map[issuer.Ref]bool
 	asked      map[issuer.Ref]time.Time // when a probe ended last
 	failed     map[issuer.Ref]error     // why the last probe failed
+	failures   map[issuer.Ref]int       // probes in a row that have
 }
 
 // NewIssuers makes the chooser. runtime is the watched ConfigMap that names the issuer, nil for none.
@@ -86,9 +91,12 @@ func NewIssuers(static issuer.Ref, cfg IssuersConfig, firstUse bool, namespace s
 			Name: "issuer_probes_total", Help: "Requests that were made only to learn which root an issuer leads to, by result: ok, failed.",
 		}, []string{"result"}),
 		kick:   make(chan struct{}, 1),
+		kinds:  make(map[string]bool),
 		asking: make(map[issuer.Ref]bool),
 		asked:  make(map[issuer.Ref]time.Time),
 		failed: make(map[issuer.Ref]error),
+
+		failures: make(map[issuer.Ref]int),
 	}
 	for n, ref := range i.cfg.Fallback {
 		i.cfg.Fallback[n] = ref.WithDefaults()
@@ -97,8 +105,9 @@ func NewIssuers(static issuer.Ref, cfg IssuersConfig, firstUse bool, namespace s
 	return i
 }
 
-// Observe connects the informers of Issuers and ClusterIssuers.
-func (i *Issuers) Observe(informer cache.Informer) error {
+// Observe connects the informer of Issuers or of ClusterIssuers. Those of a kind that isn't observed can't be looked up.
+func (i *Issuers) Observe(kind string, informer cache.Informer) error {
+	i.kinds[kind] = true
 	tell := func(any) {
 		select {
 		case i.kick <- struct{}{}:
@@ -122,7 +131,7 @@ const (
 	// down, and anchors that are distributed by now.
 	lookAgain = time.Second
 	// probeAgain is how long after a probe the next one is made; firstAgain while nothing can be signed without it,
-	// heldAgain for an issuer that is held back.
+	// heldAgain for an issuer that is held back. Each failure in a row doubles the first, up to 8 minutes.
 	probeAgain = 15 * time.Second
 	firstAgain = 2 * time.Second
 	heldAgain  = 5 * time.Minute
@@ -162,8 +171,12 @@ func (i *Issuers) Start(ctx context.Context) error {
 func (i *Issuers) decide(ctx context.Context, snapshot *issuer.Snapshot, running *sync.WaitGroup) {
 	now := time.Now()
 	wanted, known := i.wanted()
-	if !known {
-		return // the runtime ConfigMap isn't read yet
+	if !known { // the runtime ConfigMap isn't read yet
+		if r := snapshot.Rollover; r != nil && snapshot.Ref.Name == "" && r.Issuer.Name != "" {
+			i.issuers.Update(func(s *issuer.Snapshot) { s.Ref = r.Issuer }) // what was in force before
+			i.chosen.Store(true)
+		}
+		return
 	}
 	candidates := i.look(ctx, snapshot, wanted, now)
 	ref := snapshot.Ref
@@ -174,6 +187,7 @@ func (i *Issuers) decide(ctx context.Context, snapshot *issuer.Snapshot, running
 		ref = choose(ref, candidates)
 	}
 	i.tell(candidates, now)
+	defer func() { i.chosen.Store(i.chosen.Load() || snapshot.Rollover != nil) }()
 	for _, c := range candidates {
 		if pause, ask := c.probePause(c.Ref == ref, snapshot.Anchors.Empty(), i.firstUse); ask {
 			i.probe(ctx, c.Ref, pause, running)
@@ -233,6 +247,7 @@ type candidate struct {
 	Anchor    *x509.Certificate
 	Held      string // why it may not sign under Anchor
 	Asked     string // why a probe failed
+	Tries     int    // probes in a row that have failed
 }
 
 // can says whether c can sign. An issuer that is in force already need not have shown its anchor yet.
@@ -271,7 +286,7 @@ func (c candidate) probePause(inForce, noAnchors, firstUse bool) (pause time.Dur
 	case inForce:
 		return 0, false
 	case c.Anchor == nil:
-		return probeAgain, true
+		return probeAgain << min(c.Tries, 5), true
 	}
 	return heldAgain, c.Held != "" // it may lead elsewhere by now
 }
@@ -313,21 +328,29 @@ func (i *Issuers) look(ctx context.Context, snapshot *issuer.Snapshot, wanted is
 		if slices.ContainsFunc(list, func(c candidate) bool { return c.Ref == ref }) {
 			continue
 		}
-		looking, cancel := context.WithTimeout(ctx, time.Second) // the cache waits until it is synced
-		c := candidate{Ref: ref, Condition: issuer.Lookup(looking, i.objects, i.namespace, ref), Anchor: i.health.LeadsTo(ref)}
-		cancel()
+		c := candidate{Ref: ref, Condition: i.condition(ctx, ref), Anchor: i.health.LeadsTo(ref)}
 		c.Open, c.Retry, c.Failures = i.health.Open(ref, now)
 		if c.Anchor != nil && snapshot.Rollover != nil {
 			c.Held = snapshot.Rollover.Held(c.Anchor, now)
 		}
 		i.mu.Lock()
 		if err := i.failed[ref]; err != nil {
-			c.Asked = err.Error()
+			c.Asked, c.Tries = err.Error(), i.failures[ref]
 		}
 		i.mu.Unlock()
 		list = append(list, c)
 	}
 	return list
+}
+
+// condition looks an issuer up.
+func (i *Issuers) condition(ctx context.Context, ref issuer.Ref) issuer.Condition {
+	if ref.Group == issuer.CertManagerGroup && !i.kinds[ref.Kind] {
+		return issuer.Condition{State: issuer.StateUnknown, Reason: "kind " + ref.Kind + " isn't watched, because no configured issuer is one"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // the cache waits until it is synced
+	defer cancel()
+	return issuer.Lookup(ctx, i.objects, i.namespace, ref)
 }
 
 // probe asks an issuer where it leads to, in a goroutine of its own, one at a time and not too often.
@@ -342,14 +365,23 @@ func (i *Issuers) probe(ctx context.Context, ref issuer.Ref, pause time.Duration
 		err := i.ask(ctx, ref)
 		i.mu.Lock()
 		delete(i.asking, ref)
+		news := err != nil && i.failed[ref] == nil
 		i.asked[ref], i.failed[ref] = time.Now(), err
-		i.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
-			i.probes.WithLabelValues("failed").Inc()
-			i.log.Warn("issuer asked where it leads to", "issuer", ref.String(), "err", err)
-			return
+		i.failures[ref]++
+		if err == nil {
+			delete(i.failures, ref)
 		}
-		i.probes.WithLabelValues("ok").Inc()
+		i.mu.Unlock()
+		switch {
+		case ctx.Err() != nil:
+		case err == nil:
+			i.probes.WithLabelValues("ok").Inc()
+		default:
+			i.probes.WithLabelValues("failed").Inc()
+			if news {
+				i.log.Warn("issuer didn't show where it leads to", "issuer", ref.String(), "err", err)
+			}
+		}
 	})
 }
 
@@ -390,8 +422,15 @@ func (i *Issuers) tell(candidates []candidate, now time.Time) {
 }
 
 func (i *Issuers) event(ref issuer.Ref, kind, reason, note string, args ...any) {
-	i.events.Eventf(i.reference(ref), nil, kind, reason, "Sign", note, args...)
+	text := fmt.Sprintf(note, args...)
+	if len(text) > maxNote {
+		text = text[:maxNote] + "…"
+	}
+	i.events.Eventf(i.reference(ref), nil, kind, reason, "Sign", "%s", text)
 }
+
+// maxNote bounds the text of an Event; the API server refuses more than 1024 characters.
+const maxNote = 1000
 
 // reference is the object of an issuer, for Events on it.
 func (i *Issuers) reference(ref issuer.Ref) *corev1.ObjectReference {
@@ -402,19 +441,34 @@ func (i *Issuers) reference(ref issuer.Ref) *corev1.ObjectReference {
 	return about
 }
 
-// FirstUse are the configured issuers and the roots that they name, nil where that isn't known yet.
-func (i *Issuers) FirstUse() map[string]*x509.Certificate {
-	roots := make(map[string]*x509.Certificate)
+// FirstUse are the configured issuers and the roots that they name, nil where that isn't known yet. While the runtime
+// ConfigMap can't be read, the configured ones aren't known.
+func (i *Issuers) FirstUse() (roots map[string]*x509.Certificate, known bool) {
 	wanted, known := i.wanted()
+	i.mu.Lock()
+	known = known && i.trouble == nil
+	i.mu.Unlock()
 	if !known {
-		return roots
+		return nil, false
 	}
+	roots = make(map[string]*x509.Certificate)
 	for _, ref := range append([]issuer.Ref{wanted}, i.cfg.Fallback...) {
 		if ref.Name != "" {
 			roots[ref.String()] = i.health.LeadsTo(ref)
 		}
 	}
-	return roots
+	return roots, true
+}
+
+// Ready says whether an issuer was chosen, or there is none to choose: the issuer's own state doesn't count.
+func (i *Issuers) Ready(time.Time) (string, error) {
+	if !i.chosen.Load() {
+		return "", errors.New("not chosen yet")
+	}
+	if current := i.issuers.Current().Ref; current.Name != "" {
+		return current.String(), nil
+	}
+	return "none is configured", nil
 }
 
 // FallbackSubjects are the roots of the fallback issuers, as far as they are known, for the watch of what expires.

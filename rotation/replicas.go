@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,9 +28,11 @@ const ReplicasConfigMap = "signet-replicas"
 const (
 	// reportEvery is how often a replica says that it lives; what has changed it says at once.
 	reportEvery = 10 * time.Second
-	// silentFor is how long a replica may say nothing before it counts as gone. One that can't reach the API
-	// server can't sign either.
+	// silentFor is how long a replica may say nothing before it counts as gone. One that says nothing stops signing
+	// before that; see [issuer.Store.Fence].
 	silentFor = 45 * time.Second
+	// reportsApart is how far any two reports are apart, failed ones included.
+	reportsApart = time.Second
 )
 
 // Report is what a replica says of itself.
@@ -42,6 +45,8 @@ type Report struct {
 	Anchor string `json:"anchor,omitempty"`
 	// ServingAnchor is the ID of the anchor that its serving certificate leads to.
 	ServingAnchor string `json:"servingAnchor,omitempty"`
+	// LongestLeafSeconds is how long a leaf may live whose request is on its way there.
+	LongestLeafSeconds int64 `json:"longestLeafSeconds,omitempty"`
 	// At is when it was said, by the replica's clock.
 	At time.Time `json:"at"`
 }
@@ -54,7 +59,11 @@ type Replicas struct {
 	serving *Serving
 	issuers *issuer.Store
 	health  *issuer.Health
+	refresh func(context.Context) error // reads the shared state anew and puts it in force
+	longest time.Duration               // a leaf whose request is on its way
 	log     *slog.Logger
+
+	saidAt time.Time // the last good report; used by Start only
 
 	mu   sync.Mutex
 	seen map[string]sighting // by replica; used by the replica that steps the rollover
@@ -66,11 +75,13 @@ type sighting struct {
 	at   time.Time
 }
 
-// NewReplicas makes the reporter of the replica called name.
-func NewReplicas(name string, client typedcorev1.ConfigMapInterface, serving *Serving, health *issuer.Health, log *slog.Logger) *Replicas {
+// NewReplicas makes the reporter of the replica called name, in which a leaf whose request is on its way may live for
+// longestLeaf. From now on leaves are signed only while the others know of this replica.
+func NewReplicas(name string, client typedcorev1.ConfigMapInterface, trust *Trust, serving *Serving, health *issuer.Health, longestLeaf time.Duration, log *slog.Logger) *Replicas {
+	serving.issuers.EnableFence()
 	return &Replicas{
 		name: name, client: client, watched: issuer.NewWatched(client, ReplicasConfigMap), serving: serving, issuers: serving.issuers, health: health,
-		log: log, seen: make(map[string]sighting),
+		refresh: trust.refresh, longest: longestLeaf, log: log, seen: make(map[string]sighting),
 	}
 }
 
@@ -82,23 +93,27 @@ func (r *Replicas) Start(ctx context.Context) error {
 	var running sync.WaitGroup
 	running.Go(func() { r.watched.Start(ctx) })
 	var said Report
-	var saidAt time.Time
+	behind := true // the state may have changed since it was seen last
 	failures := 0
 	for ctx.Err() == nil {
 		healthChanged, servingChanged := r.health.Changed(), r.serving.Changed()
-		snapshot, replaced := r.issuers.Watch()
-		now := time.Now()
-		report := r.report(snapshot)
-		wait := reportEvery - now.Sub(saidAt)
-		if report != said || wait <= 0 {
-			said = report
-			report.At = now.UTC().Truncate(time.Second)
-			if err := r.say(ctx, &report); err != nil && ctx.Err() == nil {
-				failures++
-				r.log.Warn("replica not reported; a rollover waits for it", "err", err)
-				said, wait = Report{}, retryIn(failures, 100*time.Second)
-			} else {
-				failures, saidAt, wait = 0, now, reportEvery
+		_, replaced := r.issuers.Watch()
+		began := time.Now()
+		report := r.report(r.issuers.Current())
+		if behind || report != said || began.Sub(r.saidAt) >= reportEvery {
+			var err error
+			switch report, err = r.tell(ctx, behind); {
+			case err == nil:
+				said, behind, failures, r.saidAt = report, false, 0, began
+				r.issuers.Confirm(began)
+			case ctx.Err() == nil:
+				behind = true
+				if failures++; failures == 1 {
+					r.log.Warn("replica not reported; it signs nothing while the others don't know of it, and a rollover waits for it", "err", err)
+				}
+			}
+			if !sleep(ctx, reportsApart) || behind {
+				continue
 			}
 		}
 		select {
@@ -106,7 +121,7 @@ func (r *Replicas) Start(ctx context.Context) error {
 		case <-healthChanged:
 		case <-servingChanged:
 		case <-replaced:
-		case <-time.After(wait):
+		case <-time.After(reportEvery - time.Since(r.saidAt)):
 		}
 	}
 	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -118,9 +133,32 @@ func (r *Replicas) Start(ctx context.Context) error {
 	return nil
 }
 
+// tell reports, where the state may have been missed after it was read anew, so that what is confirmed is what is in force.
+func (r *Replicas) tell(ctx context.Context, behind bool) (Report, error) {
+	if behind {
+		if err := r.refresh(ctx); err != nil {
+			return Report{}, err
+		}
+	}
+	report := r.report(r.issuers.Current())
+	said := report
+	said.At = time.Now().UTC().Truncate(time.Second)
+	return report, r.say(ctx, &said)
+}
+
+// sleep waits, and says whether ctx goes on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
 // report is what there is to say now, but for the time.
 func (r *Replicas) report(snapshot *issuer.Snapshot) Report {
-	report := Report{Bundle: bundleID(snapshot.Anchors), ServingAnchor: r.serving.anchorID()}
+	report := Report{Bundle: bundleID(snapshot.Anchors), ServingAnchor: r.serving.anchorID(), LongestLeafSeconds: int64(r.longest / time.Second)}
 	if snapshot.Ref.Name == "" {
 		return report
 	}
@@ -192,27 +230,41 @@ func (r *Replicas) living(now time.Time) (living map[string]Report, gone []strin
 		if last, known := r.seen[name]; !known || last.text != text {
 			r.seen[name] = sighting{text, now}
 		}
-		var report Report
-		if err := json.Unmarshal([]byte(text), &report); err != nil || now.Sub(r.seen[name].at) > silentFor {
+		if now.Sub(r.seen[name].at) > silentFor {
 			gone = append(gone, name)
 			continue
+		}
+		var report Report
+		if err := json.Unmarshal([]byte(text), &report); err != nil {
+			report = Report{} // of another version; it counts as behind
 		}
 		living[name] = report
 	}
 	return living, gone, changed
 }
 
-// forget drops the reports of replicas that are gone.
+// forget drops the reports of replicas that are gone, unless they have said something meanwhile.
 func (r *Replicas) forget(ctx context.Context, gone []string) {
-	data := make(map[string]any)
-	for _, name := range gone {
-		data[name] = nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, reportEvery)
 	defer cancel()
-	if err := r.patch(ctx, data); err != nil && ctx.Err() == nil {
-		r.log.Warn("reports of replicas that are gone not dropped", "replicas", gone, "err", err)
-		return
+	type operation struct {
+		Op    string `json:"op"`
+		Path  string `json:"path"`
+		Value string `json:"value,omitempty"`
 	}
-	r.log.Info("replicas are gone", "replicas", gone)
+	for _, name := range gone {
+		r.mu.Lock()
+		last := r.seen[name].text
+		r.mu.Unlock()
+		path := "/data/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
+		body, err := json.Marshal([]operation{{"test", path, last}, {"remove", path, ""}})
+		if err == nil {
+			_, err = r.client.Patch(ctx, ReplicasConfigMap, types.JSONPatchType, body, metav1.PatchOptions{})
+		}
+		if err != nil && ctx.Err() == nil {
+			r.log.Info("report of a replica that seems to be gone not dropped", "replica", name, "err", err)
+			continue
+		}
+		r.log.Info("replica is gone", "replica", name)
+	}
 }

@@ -48,6 +48,7 @@ type Rollover struct {
 	moves    *prometheus.CounterVec
 
 	wroteWaits time.Time // when only what is waited for was written last
+	leftOut    string    // what the last step left out
 }
 
 // NewRollover makes the one that steps. longestLeaf is the longest lifetime of leaves with the time that a request may
@@ -126,6 +127,12 @@ func (r *Rollover) step(ctx context.Context) error {
 		r.replicas.forget(ctx, gone)
 	}
 	next, transitions := old.Step(r.observe(old, living, object, now))
+	if left := strings.Join(next.LeftOut, "; "); left != r.leftOut {
+		r.leftOut = left
+		if left != "" {
+			r.log.Error("trust anchors left out", "anchors", left)
+		}
+	}
 	onlyWaits := next.Equal(old)
 	data, err := encode(next)
 	if err != nil {
@@ -136,6 +143,15 @@ func (r *Rollover) step(ctx context.Context) error {
 	}
 	changed := object.DeepCopy()
 	changed.Data = data
+	takeBack(changed.Annotations, DistributedNow, func(id string) bool {
+		a, known := next.Anchor(id)
+		return known && a.Phase != issuer.Published
+	})
+	takeBack(changed.Annotations, RetireNow, func(id string) bool {
+		_, before := old.Anchor(id)
+		_, after := next.Anchor(id)
+		return before && !after
+	})
 	writing, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	_, err = r.trust.client.Update(writing, changed, metav1.UpdateOptions{})
@@ -159,11 +175,11 @@ const waitsEvery = 5 * time.Second
 func (r *Rollover) observe(old *issuer.Rollover, living map[string]Report, object *corev1.ConfigMap, now time.Time) issuer.Observation {
 	named, answered, _, _ := r.trust.named()
 	o := issuer.Observation{
-		Now: now, LongestLeaf: r.longest, Named: named, Answered: answered,
+		Now: now, LongestLeaf: r.longestOf(living), Named: named, Answered: answered,
 		InUse: make(map[string]bool), Served: make(map[string]bool),
 		DistributedNow: listed(object.Annotations[DistributedNow]), RetireNow: listed(object.Annotations[RetireNow]),
 	}
-	r.trust.addFirstUse(&o)
+	r.trust.addFirstUse(&o, old.FirstUse)
 	for _, report := range living {
 		if report.Anchor != "" {
 			o.InUse[report.Anchor] = true
@@ -182,6 +198,15 @@ func (r *Rollover) observe(old *issuer.Rollover, living map[string]Report, objec
 	}
 	o.Waits = r.waits(old, living)
 	return o
+}
+
+// longestOf is how long a leaf may live whose request is on its way to any replica, with a reserve for clocks that differ.
+func (r *Rollover) longestOf(living map[string]Report) time.Duration {
+	longest := r.longest
+	for _, report := range living {
+		longest = max(longest, time.Duration(report.LongestLeafSeconds)*time.Second)
+	}
+	return longest + min(time.Minute, longest/5)
 }
 
 // waits says what doesn't carry the anchors of the state yet.
@@ -234,6 +259,17 @@ func (r *Rollover) tell(old, next *issuer.Rollover, transitions []issuer.Transit
 // restartsDue says who must be restarted before serving certificates are under a new anchor (R9, R59).
 func restartsDue(subject string) string {
 	return fmt.Sprintf("before serving certificates are under anchor %q, restart what reads its root file only at start and runs since before: ztunnel before 1.30, istiod before 1.31; and istiod of any version where VMs connect to it with certificates", subject)
+}
+
+// takeBack takes those that have had their effect out of an override, which must not meet the same anchor again later.
+func takeBack(annotations map[string]string, key string, had func(id string) bool) {
+	ids := listed(annotations[key])
+	maps.DeleteFunc(ids, func(id string, _ bool) bool { return had(id) })
+	if len(ids) == 0 {
+		delete(annotations, key)
+		return
+	}
+	annotations[key] = strings.Join(slices.Sorted(maps.Keys(ids)), ",")
 }
 
 // listed are the anchors that an annotation lists.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/signet-ca/signet/issuer"
@@ -37,16 +40,22 @@ const (
 type Trust struct {
 	sources   []issuer.Source
 	federated map[string]bool // sources of other trust domains, by name
-	firstUse  func() map[string]*x509.Certificate
+	firstUse  func() (roots map[string]*x509.Certificate, known bool)
 	client    typedcorev1.ConfigMapInterface
 	state     *issuer.Watched
 	issuers   *issuer.Store
 	log       *slog.Logger
 
+	applying sync.Mutex // held while a state is put in force, so that none overtakes a later one
+
 	mu      sync.Mutex
 	answers map[string]answer // by source
 	trouble error             // with the state
-	notice  issuer.Notice     // that an answer has changed
+	applied struct {          // the version of the state that was applied last
+		uid     types.UID
+		version uint64
+	}
+	notice issuer.Notice // that an answer has changed
 }
 
 // answer is what a source said last.
@@ -57,7 +66,7 @@ type answer struct {
 
 // NewTrust makes the keeper of the anchors. firstUse are the roots that issuers name, by issuer, where they are to be
 // trusted on first use; nil where anchors are pinned.
-func NewTrust(sources []issuer.Source, federated []issuer.Source, firstUse func() map[string]*x509.Certificate, client typedcorev1.ConfigMapInterface, issuers *issuer.Store, log *slog.Logger, reg prometheus.Registerer) *Trust {
+func NewTrust(sources []issuer.Source, federated []issuer.Source, firstUse func() (roots map[string]*x509.Certificate, known bool), client typedcorev1.ConfigMapInterface, issuers *issuer.Store, log *slog.Logger, reg prometheus.Registerer) *Trust {
 	t := &Trust{
 		sources:   slices.Concat(sources, federated),
 		federated: make(map[string]bool),
@@ -200,8 +209,12 @@ func (t *Trust) begin(ctx context.Context) error {
 		return fmt.Errorf("%w: not all sources have answered", errNoAnchorsYet)
 	}
 	o := issuer.Observation{Now: time.Now(), Named: named, Answered: answered}
-	t.addFirstUse(&o)
+	t.addFirstUse(&o, nil)
 	first, _ := new(issuer.Rollover).Step(o)
+	if last := t.issuers.Current().Rollover; last != nil {
+		first = last // somebody has deleted the state; it isn't lost
+		t.log.Warn("state of trust is gone, and made again", "object", "ConfigMap "+TrustConfigMap)
+	}
 	if trusted, err := first.Trusted(); err != nil {
 		return err
 	} else if trusted.Empty() {
@@ -219,7 +232,7 @@ func (t *Trust) begin(ctx context.Context) error {
 		return fmt.Errorf("create ConfigMap %s: %w", TrustConfigMap, err)
 	}
 	for ref := range first.FirstUse {
-		if err == nil {
+		if err == nil && t.issuers.Current().Rollover == nil {
 			t.log.Warn("trusting the issuer's root on first use; pin it with roots.file, roots.secret or roots.configMap",
 				"issuer", ref, "kept_in", "ConfigMap "+TrustConfigMap)
 		}
@@ -227,13 +240,20 @@ func (t *Trust) begin(ctx context.Context) error {
 	return nil
 }
 
-// addFirstUse adds the roots that are trusted on first use.
-func (t *Trust) addFirstUse(o *issuer.Observation) {
+// addFirstUse adds the roots that are trusted on first use. While the issuers aren't known, those that were trusted stay
+// named.
+func (t *Trust) addFirstUse(o *issuer.Observation, trusted map[string]string) {
 	if t.firstUse == nil {
 		return
 	}
+	roots, known := t.firstUse()
+	if !known {
+		for ref := range trusted {
+			o.Answered[issuer.FirstUseSource(ref)] = true
+		}
+	}
 	o.FirstUse = make(map[string]*x509.Certificate)
-	for ref, root := range t.firstUse() {
+	for ref, root := range roots {
 		o.Answered[issuer.FirstUseSource(ref)] = true
 		if root != nil {
 			o.FirstUse[ref] = root
@@ -249,8 +269,45 @@ func encode(r *issuer.Rollover) (map[string]string, error) {
 	return map[string]string{keyRollover: state, keyAnchors: pem}, nil
 }
 
-// apply puts a state in force. One that can't be read changes nothing.
+// refresh reads the state from the API server itself, not from the watch, and puts it in force.
+func (t *Trust) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reportEvery)
+	defer cancel()
+	// Without a resource version, a list is as new as can be; the right to list is there for the watch.
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, TrustConfigMap).String()
+	list, err := t.client.List(ctx, metav1.ListOptions{FieldSelector: only})
+	if err != nil {
+		return fmt.Errorf("list ConfigMap %s: %w", TrustConfigMap, err)
+	}
+	for i := range list.Items {
+		t.apply(&list.Items[i])
+	}
+	return nil
+}
+
+// older says whether object is an earlier version than the one in force: a watch that begins anew can go back in time.
+func (t *Trust) older(object *corev1.ConfigMap) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// Resource versions of one object are numbers that grow (KEP-5504).
+	version, err := strconv.ParseUint(object.ResourceVersion, 10, 64)
+	if err != nil {
+		return false
+	}
+	if t.applied.uid == object.UID && version < t.applied.version {
+		return true
+	}
+	t.applied.uid, t.applied.version = object.UID, version
+	return false
+}
+
+// apply puts a state in force. One that can't be read, or is older, changes nothing.
 func (t *Trust) apply(object *corev1.ConfigMap) {
+	t.applying.Lock()
+	defer t.applying.Unlock()
+	if t.older(object) {
+		return
+	}
 	rollover, err := issuer.ParseRollover(object.Data[keyRollover], object.Data[keyAnchors])
 	var anchors, trusted issuer.Bundle
 	if err == nil {
@@ -271,7 +328,7 @@ func (t *Trust) apply(object *corev1.ConfigMap) {
 	}
 	t.troubled(nil)
 	current := t.issuers.Current()
-	if current.Rollover != nil && current.Rollover.Equal(rollover) && current.Anchors.PEM() == anchors.PEM() {
+	if current.Rollover != nil && current.Rollover.Same(rollover) && current.Anchors.PEM() == anchors.PEM() {
 		return
 	}
 	if current.Anchors.PEM() != anchors.PEM() {

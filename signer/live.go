@@ -35,6 +35,7 @@ var errDeleted = errors.New("the CertificateRequest was deleted")
 // no I/O is done, while it is held. Safe for concurrent use.
 type live struct {
 	namespace string
+	username  string        // ours, as the API server knows us
 	reader    client.Reader // straight to the API server
 	log       *slog.Logger
 	metrics   *metrics
@@ -54,9 +55,10 @@ type waiters struct {
 	done  []chan *cmapi.CertificateRequest // each gets one final object, or nil when it was deleted
 }
 
-func newLive(namespace string, reader client.Reader, log *slog.Logger, m *metrics) *live {
+func newLive(namespace, username string, reader client.Reader, log *slog.Logger, m *metrics) *live {
 	return &live{
 		namespace: namespace,
+		username:  username,
 		reader:    reader,
 		log:       log,
 		metrics:   m,
@@ -98,6 +100,9 @@ func (l *live) observe(obj any) {
 		l.settle(cr)
 		l.finish(cr.UID, cr)
 		return
+	}
+	if cr.Spec.Username != "" && cr.Spec.Username != l.username {
+		return // somebody else's
 	}
 	ref := issuerOf(cr)
 	if l.pending[ref] == nil {

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-func newTestLive() *live { return newLive("istio-system", nil, slog.New(slog.DiscardHandler), nil) }
+func newTestLive() *live { return newLive("istio-system", "", nil, slog.New(slog.DiscardHandler), nil) }
 
 func pendingRequest(uid types.UID) *cmapi.CertificateRequest {
 	return &cmapi.CertificateRequest{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "signet-" + string(uid), UID: uid, CreationTimestamp: metav1.Now()}}

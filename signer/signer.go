@@ -121,7 +121,7 @@ type issuerEnd struct {
 func New(cfg Config, cluster Cluster, issuers *issuer.Store, health *issuer.Health, log *slog.Logger, reg prometheus.Registerer) *Signer {
 	s := &Signer{cfg: cfg, cluster: cluster, issuers: issuers, health: health, log: log}
 	s.metrics = newMetrics(reg, s)
-	s.live = newLive(cluster.Namespace, cluster.Reader, log, s.metrics)
+	s.live = newLive(cluster.Namespace, cluster.Username, cluster.Reader, log, s.metrics)
 	return s
 }
 
@@ -153,8 +153,11 @@ func (s *Signer) Sign(ctx context.Context, req Request) (*Chain, error) {
 	if ref.Name == "" {
 		return nil, fmt.Errorf("%w: no issuer is configured", ErrNotReady)
 	}
-	// What an issuer may still sign isn't asked of another one.
-	if other, ok := s.live.pendingElsewhere(&req, ref); ok {
+	if err := s.issuers.Fence(time.Now()); err != nil && req.For == ForWorkload {
+		return nil, fmt.Errorf("%w: %w", ErrNotReady, err)
+	}
+	// What an issuer may still sign isn't asked of another one, unless the request is for that one.
+	if other, ok := s.live.pendingElsewhere(&req, ref); ok && req.Issuer.Name == "" {
 		ref = other
 	}
 	return s.sign(ctx, &req, ref, snapshot)
@@ -176,11 +179,12 @@ func (s *Signer) sign(ctx context.Context, req *Request, ref issuer.Ref, snapsho
 
 	pause := 50 * time.Millisecond
 	lifetime := s.clamp(req.Lifetime, ref, time.Now())
-	for attempt := 1; ; attempt++ {
+	// Attempts are numbered for each issuer, so that a retry meets them; all together they are bounded.
+	for attempt, all := 1, 1; ; attempt, all = attempt+1, all+1 {
 		chain, err := s.attempt(ctx, req, ref, snapshot, attempt, lifetime)
 		s.report(ref, req, err)
 		again, ok := errors.AsType[*anotherAttempt](err)
-		if !ok || attempt == maxAttempts {
+		if !ok || all == maxAttempts {
 			return chain, err
 		}
 		s.metrics.attempts.WithLabelValues(again.cause).Inc()
@@ -197,7 +201,7 @@ func (s *Signer) sign(ctx context.Context, req *Request, ref issuer.Ref, snapsho
 		}
 		// This attempt has ended for certain, so the next one may ask the issuer that is in force by now.
 		if current := s.issuers.Current(); snapshot != nil && !current.Anchors.Empty() && req.issuer(current) != ref {
-			ref, snapshot = req.issuer(current), current
+			ref, snapshot, attempt = req.issuer(current), current, 0
 			lifetime = s.clamp(req.Lifetime, ref, time.Now())
 		}
 	}

@@ -63,6 +63,14 @@ func rights(cfg Config) []right {
 		list = append(list,
 			right{resource: "namespaces", verbs: []string{"list", "watch"}},
 			right{resource: "configmaps", name: cfg.Distribution.ConfigMapOrDefault(), verbs: []string{"list", "watch", "patch", "create"}})
+		if cfg.CRL.Enabled() {
+			list = append(list, right{resource: "configmaps", name: crlConfigMap, verbs: []string{"list", "watch", "patch", "create"}})
+		}
+		if cfg.Distribution.ClusterTrustBundle != "off" {
+			list = append(list,
+				right{group: "certificates.k8s.io", resource: "clustertrustbundles", name: issuer.TrustBundleName, verbs: []string{"list", "watch", "patch", "create"}},
+				right{group: "certificates.k8s.io", resource: "signers", name: issuer.TrustBundleSigner, verbs: []string{"attest"}})
+		}
 	}
 	// istiod's Certificate.
 	if cfg.Istiod.Enabled {

@@ -89,7 +89,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	leading, err := newLeased(config, cfg.Namespace, replica, func(ctx context.Context) error {
 		var group errgroup.Group
 		group.Go(func() error { return sweeper.Start(ctx) })
-		group.Go(func() error { return trusting.lead(ctx) })
+		group.Go(func() error { return trusting.lead(ctx, log) })
 		return group.Wait()
 	}, log)
 	if err != nil {
@@ -106,6 +106,8 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 		checks: []check{
 			{"serving certificate", serving.Ready},
 			{"roots", trusting.anchors.Ready},
+			{"issuer chosen", trusting.issuing.Ready},
+			{"replicas", func(now time.Time) (string, error) { return "known to the others", issuers.Fence(now) }},
 			{"informer", synced(requests)},
 			{"listener", func(time.Time) (string, error) { return server.Ready() }},
 		},
@@ -244,7 +246,7 @@ func observeIssuers(ctx context.Context, mgr manager.Manager, cfg Config, issuin
 		if err != nil {
 			return fmt.Errorf("watch kind %s: %w", kind, err)
 		}
-		if err := issuing.Observe(informer); err != nil {
+		if err := issuing.Observe(kind, informer); err != nil {
 			return err
 		}
 	}

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
@@ -67,12 +67,13 @@ func newTrust(cfg Config, name string, config *rest.Config, objects cache.Cache,
 	if err != nil {
 		return nil, err
 	}
-	var firstUse func() map[string]*x509.Certificate
+	var firstUse func() (map[string]*x509.Certificate, bool)
 	if cfg.Roots.FromIssuer {
 		firstUse = t.issuing.FirstUse
 	}
 	t.anchors = rotation.NewTrust(own, federated, firstUse, configMaps, issuers, inRotation, reg)
-	t.replicas = rotation.NewReplicas(name, configMaps, serving, health, inRotation)
+	longest := cfg.CA.Lifetime.MaxOrDefault() + cfg.CA.RequestTimeout.Or(0)
+	t.replicas = rotation.NewReplicas(name, configMaps, t.anchors, serving, health, longest, inRotation)
 
 	about := corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: cfg.Namespace, Name: rotation.TrustConfigMap}
 	t.seen = &seen{leaves: rotation.NewLeaves(reg), intermediates: rotation.NewIntermediates(about)}
@@ -94,22 +95,40 @@ func newTrust(cfg Config, name string, config *rest.Config, objects cache.Cache,
 	if !cfg.Distribution.Disabled {
 		carriers = carried{t.distributor, cfg.Distribution}
 	}
-	longest := cfg.CA.Lifetime.MaxOrDefault() + cfg.CA.RequestTimeout.Or(0)
 	t.rollover = rotation.NewRollover(t.anchors, t.issuing, t.replicas, carriers, t.servedByIstiod, longest, inRotation, reg, recorder)
 	t.expiry = rotation.NewExpiry(t.subjects(cfg, serving, about), t.seen.leaves, recorder, inRotation, reg)
 	return t, nil
 }
 
 // lead runs what only the holder of the lease does, until ctx ends.
-func (t *trust) lead(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return t.rollover.Start(ctx) })
-	group.Go(func() error { return t.tellDocuments(ctx) })
-	group.Go(func() error { return t.distributor.Start(ctx) })
-	if t.istiod != nil {
-		group.Go(func() error { return t.istiod.Start(ctx) })
+func (t *trust) lead(ctx context.Context, log *slog.Logger) error {
+	parts := map[string]func(context.Context) error{
+		"rollover": t.rollover.Start, "distribution": t.distributor.Start, "documents": t.tellDocuments,
 	}
-	return group.Wait()
+	if t.istiod != nil {
+		parts["istiod's certificate"] = t.istiod.Start
+	}
+	var running sync.WaitGroup
+	for name, start := range parts {
+		running.Go(func() { again(ctx, name, start, log) })
+	}
+	running.Wait()
+	return nil
+}
+
+// again runs a part until ctx ends, and starts it again should it end by itself: the lease would be held for nothing.
+func again(ctx context.Context, name string, start func(context.Context) error, log *slog.Logger) {
+	for ctx.Err() == nil {
+		err := start(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		log.Error("a part that runs under the lease ended; it is started again", "part", name, "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second):
+		}
+	}
 }
 
 // documents are what every namespace carries. While the anchors aren't known there are none.

@@ -3,6 +3,7 @@ package trust
 import (
 	"context"
 	"crypto"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/test/meshclient"
@@ -392,16 +394,20 @@ func TestBadRoots(t *testing.T) {
 	eventually(t, func() bool { return event(t, m.ns, issuerB, "NotInForce", "held back") }, "an Event on the issuer")
 
 	// A state that somebody has broken changes nothing.
-	state := get(t, m.ns, stateMap)
-	good := state.Data["rollover.json"]
-	state.Data["rollover.json"] = "{"
-	require.NoError(t, plane.Client().Update(t.Context(), state))
+	good := get(t, m.ns, stateMap).Data["rollover.json"]
+	m.breakState(t, "{")
 	says(t, r, "the last good state stays in force")
 	assert.Equal(t, issuerA, m.issuedBy(t, w, c))
-	state = get(t, m.ns, stateMap)
-	state.Data["rollover.json"] = good
-	require.NoError(t, plane.Client().Update(t.Context(), state))
+	m.breakState(t, good)
 	eventually(t, func() bool { return !strings.Contains(readyz(t, r), "the last good state") }, "it is good again")
+}
+
+// breakState writes something else where the state is kept.
+func (m *mesh) breakState(t *testing.T, text string) {
+	t.Helper()
+	patch, err := json.Marshal(map[string]any{"data": map[string]string{"rollover.json": text}})
+	require.NoError(t, err)
+	require.NoError(t, plane.Client().Patch(t.Context(), get(t, m.ns, stateMap), client.RawPatch(types.MergePatchType, patch)))
 }
 
 // TestOverride: an operator who can't wait vouches for an anchor, by an annotation.
@@ -418,7 +424,7 @@ func TestOverride(t *testing.T) {
 	annotate := func(key, id string) {
 		state := get(t, m.ns, stateMap)
 		metav1.SetMetaDataAnnotation(&state.ObjectMeta, key, id)
-		require.NoError(t, plane.Client().Patch(t.Context(), state, client.RawPatch("application/merge-patch+json", fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, key, id))))
+		require.NoError(t, plane.Client().Patch(t.Context(), state, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, key, id))))
 	}
 	annotate("signet.dev/distributed-now", m.id(t, issuerB))
 	eventually(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the new issuer signs")
