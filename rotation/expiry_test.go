@@ -441,7 +441,7 @@ func TestExpiryLeavesRenewedInTime(t *testing.T) {
 		}
 		issued := make(map[int]bool)
 		w.run()
-		for end := time.Now().Add(15 * day); time.Now().Before(end); pass(10 * time.Minute) {
+		for end := time.Now().Add(5 * day); time.Now().Before(end); pass(10 * time.Minute) {
 			now := time.Now()
 			for n := range next {
 				if now.Before(next[n]) {
