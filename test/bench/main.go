@@ -2,7 +2,7 @@
 //
 // Usage:
 //
-//	bench [-only certificates|distribution] [-rounds N] [-scale F] [-key ecdsa|rsa|all]
+//	bench [-only certificates|distribution|ledger] [-rounds N] [-scale F] [-key ecdsa|rsa|all]
 //
 // Bare means: create a CertificateRequest, wait for it on one shared watch, delete it. Signet means: one
 // CreateCertificate call over TLS with one of 400 distinct tokens, Signet running as its own process
@@ -39,7 +39,7 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each figure is measured; the median counts")
 	scale := flag.Float64("scale", 1, "factor on the number of certificates of each measurement")
 	key := flag.String("key", "all", "ecdsa, rsa or all")
-	only := flag.String("only", "", "certificates or distribution; both where it isn't set")
+	only := flag.String("only", "", "certificates, distribution or ledger; all where it isn't set")
 	flag.Parse()
 	ctrl.SetLogger(logr.Discard()) // what the client libraries say of themselves
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -48,16 +48,21 @@ func main() {
 	progress := func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 	}
-	var err error
-	if *only != "distribution" {
-		err = run(ctx, *rounds, *scale, *key, progress)
-	}
-	if *only != "certificates" && err == nil {
-		err = measureDistribution(ctx, *scale, progress, os.Stdout)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "error:", err)
-		os.Exit(1)
+	for _, part := range []struct {
+		name    string
+		measure func() error
+	}{
+		{"certificates", func() error { return run(ctx, *rounds, *scale, *key, progress) }},
+		{"distribution", func() error { return measureDistribution(ctx, *scale, progress, os.Stdout) }},
+		{"ledger", func() error { return measureLedger(ctx, *scale, progress, os.Stdout) }},
+	} {
+		if *only != "" && *only != part.name {
+			continue
+		}
+		if err := part.measure(); err != nil {
+			fmt.Fprintln(os.Stderr, "error:", err)
+			os.Exit(1)
+		}
 	}
 }
 

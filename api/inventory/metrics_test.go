@@ -1,0 +1,95 @@
+package inventory
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/signet-ca/signet/api"
+)
+
+// scrape is all metrics as text.
+func (r *rig) scrape() string {
+	r.t.Helper()
+	families, err := r.registry.Gather()
+	require.NoError(r.t, err)
+	var text strings.Builder
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", l.GetName(), l.GetValue()))
+			}
+			text.WriteString(f.GetName())
+			if len(labels) > 0 {
+				text.WriteString("{" + strings.Join(labels, ",") + "}")
+			}
+			fmt.Fprintf(&text, " %v\n", m.GetGauge().GetValue()+m.GetCounter().GetValue())
+		}
+	}
+	return text.String()
+}
+
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		assert.Contains(t, r.scrape(), `signet_services_with_problems{problem="any"} 0`)
+		a, b, c := r.pod("shop", "a", "cart", sidecar), r.pod("shop", "b", "cart", sidecar), r.pod("shop", "c", "other", sidecar)
+		r.service("shop", "cart", a, b)
+		r.service("shop", "other", c)
+		first := r.issue(a)
+		r.issue(b, func(c *api.Certificate) { c.NotAfter = c.NotAfter.Add(time.Hour) })
+		gone := r.pod("shop", "gone", "gone", sidecar)
+		r.issue(gone)
+		r.gone("pods", gone)
+		time.Sleep(5 * time.Minute)
+		r.look(time.Now())
+		text := r.scrape()
+		assert.Contains(t, text, fmt.Sprintf(`signet_identity_certificate_not_after_timestamp_seconds{namespace="shop",service_account="cart"} %v`, float64(first.NotAfter.Unix())))
+		assert.Equal(t, 1, strings.Count(text, "signet_identity_certificate_not_after_timestamp_seconds{"), "holders that are gone don't count")
+		for _, line := range []string{
+			`signet_services_with_problems{problem="missing-certificate"} 1`, `signet_services_with_problems{problem="any"} 1`, `signet_services_with_problems{problem="overdue"} 0`,
+			"signet_inventory_pods 3", "signet_inventory_services 2", "signet_inventory_certificates 3", "signet_identity_certificate_metric_incomplete 0",
+		} {
+			assert.Contains(t, text, line)
+		}
+		time.Sleep(time.Hour)
+		r.look(time.Now())
+		assert.Contains(t, r.scrape(), `service_account="cart"} `+fmt.Sprint(float64(first.NotAfter.Unix())), "one that wasn't renewed stays")
+		assert.Contains(t, r.scrape(), `signet_services_with_problems{problem="any"} 2`)
+	})
+}
+
+func TestTheIdentityMetricIsBounded(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.IdentityMetric.Max = 3 })
+	for n := range 3000 {
+		p := r.pod("shop", fmt.Sprint("p", n), fmt.Sprintf("sa-%04d", n/2), sidecar)
+		r.issue(p, func(c *api.Certificate) { c.NotAfter = c.NotAfter.Add(time.Duration(n) * time.Second) })
+	}
+	text := r.scrape()
+	assert.Equal(t, 3, strings.Count(text, "signet_identity_certificate_not_after_timestamp_seconds{"))
+	for n := range 3 {
+		assert.Contains(t, text, fmt.Sprintf(`service_account="sa-%04d"`, n), "those that end first")
+	}
+	assert.Contains(t, text, "signet_identity_certificate_metric_incomplete 1")
+
+	r.identitiesOf(t, 1500)
+
+	off := newRig(t, func(c *Config) { c.IdentityMetric.Disabled = true })
+	off.issue(off.pod("shop", "a", "a", sidecar))
+	assert.NotContains(t, off.scrape(), "identity_certificate")
+}
+
+// identitiesOf checks that all accounts are told where they may be, over many locks.
+func (r *rig) identitiesOf(t *testing.T, want int) {
+	all := newRig(t)
+	all.Inventory.index = r.index
+	c := &identities{index: r.index, most: 10_000}
+	all.registry.MustRegister(c)
+	assert.Equal(t, want, strings.Count("\n"+all.scrape(), "\nidentity_certificate_not_after_timestamp_seconds{"))
+}
