@@ -20,8 +20,6 @@ const (
 	maxLeaves = 1_000_000
 	// leafShards is how many parts the memory has, so that nothing holds up the signing path for long.
 	leafShards = 64
-	// maxEnds bounds the anchors whose leaves' ends are known.
-	maxEnds = 256
 )
 
 // Leaf is a certificate that was issued to a workload.
@@ -69,9 +67,6 @@ type Leaves struct {
 	perShard int
 	shards   [leafShards]leafShard
 
-	endsMu sync.Mutex // guards the following
-	ends   map[[sha256.Size]byte]time.Time
-
 	renewals         *prometheus.CounterVec
 	expired, dropped prometheus.Counter
 }
@@ -106,7 +101,6 @@ func newLeaves(reg prometheus.Registerer, most int) *Leaves {
 	l := &Leaves{
 		seed:     maphash.MakeSeed(),
 		perShard: max(1, most/leafShards),
-		ends:     make(map[[sha256.Size]byte]time.Time),
 		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "leaf_renewals_total",
 			Help: "Leaves that replaced an earlier one of the same holder, by the state that one was in: fresh, due, overdue, expired.",
@@ -134,8 +128,6 @@ func newLeaves(reg prometheus.Registerer, most int) *Leaves {
 // leaf, so that they should be no parts of larger ones. It is made for the signing path: no I/O, and no
 // lock that is held for long.
 func (l *Leaves) Issued(leaf Leaf) {
-	l.extend(leaf.Anchor, leaf.NotAfter)
-
 	key := leafKey{unique.Make(leaf.Identity), leaf.Holder}
 	shard := &l.shards[maphash.Comparable(l.seed, key)%leafShards]
 	next := leafRecord{
@@ -179,36 +171,6 @@ func (s *leafShard) makeRoom() int {
 		delete(s.leaves, end.key)
 	}
 	return len(ends)
-}
-
-// LatestEnd is the latest NotAfter of all leaves issued under the anchor with this SHA-256, those that
-// were replaced, dropped or have expired among them. It is false where none is known: this process has
-// issued none.
-func (l *Leaves) LatestEnd(anchor [sha256.Size]byte) (notAfter time.Time, known bool) {
-	l.endsMu.Lock()
-	defer l.endsMu.Unlock()
-	notAfter, known = l.ends[anchor]
-	return notAfter, known
-}
-
-func (l *Leaves) extend(anchor [sha256.Size]byte, notAfter time.Time) {
-	l.endsMu.Lock()
-	defer l.endsMu.Unlock()
-	latest, known := l.ends[anchor]
-	if known && !notAfter.After(latest) {
-		return
-	}
-	l.ends[anchor] = notAfter
-	if len(l.ends) <= maxEnds {
-		return
-	}
-	first := anchor
-	for other, end := range l.ends {
-		if end.Before(l.ends[first]) {
-			first = other
-		}
-	}
-	delete(l.ends, first)
 }
 
 // All are the leaves with their states at now, in no order. What is issued meanwhile may be left out.

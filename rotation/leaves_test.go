@@ -164,40 +164,6 @@ func TestLeavesFull(t *testing.T) {
 	assert.Equal(t, float64(3*most-size), r.values()["leaves_dropped_total"], "a renewal needs no room")
 }
 
-func TestLeavesLatestEnd(t *testing.T) {
-	leaves, _ := newTestLeaves(t, 64)
-	_, known := leaves.LatestEnd(sha256.Sum256([]byte("anchor")))
-	assert.False(t, known)
-
-	long := leafOf(1, epoch, 90*day)
-	leaves.Issued(long)
-	leaves.Issued(leafOf(1, epoch.Add(day), day))
-	elsewhere := leafOf(2, epoch, 10*day)
-	elsewhere.Anchor = sha256.Sum256([]byte("new anchor"))
-	leaves.Issued(elsewhere)
-	leaves.look(epoch.AddDate(1, 0, 0), 0)
-	for n := range 1000 {
-		leaves.Issued(leafOf(n, epoch, time.Hour)) // and drops
-	}
-	end, known := leaves.LatestEnd(long.Anchor)
-	assert.True(t, known)
-	assert.Equal(t, long.NotAfter, end, "what was replaced, dropped or has expired counts")
-	end, known = leaves.LatestEnd(elsewhere.Anchor)
-	assert.True(t, known)
-	assert.Equal(t, elsewhere.NotAfter, end)
-
-	for n := range 2 * maxEnds {
-		leaf := leafOf(n, epoch, time.Duration(n+1)*day)
-		leaf.Anchor = sha256.Sum256(fmt.Append(nil, n))
-		leaves.Issued(leaf)
-	}
-	assert.Len(t, leaves.ends, maxEnds, "bounded")
-	_, known = leaves.LatestEnd(elsewhere.Anchor)
-	assert.False(t, known, "those that end first are forgotten")
-	_, known = leaves.LatestEnd(sha256.Sum256(fmt.Append(nil, 2*maxEnds-1)))
-	assert.True(t, known)
-}
-
 func TestLeafSubject(t *testing.T) {
 	leaf := leafOf(12, epoch, day)
 	s := leaf.Subject()
@@ -225,7 +191,6 @@ func TestLeavesConcurrently(t *testing.T) {
 		for range 20 {
 			leaves.look(now, 10)
 			leaves.size()
-			leaves.LatestEnd(sha256.Sum256([]byte("anchor")))
 		}
 	})
 	group.Wait()

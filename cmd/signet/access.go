@@ -28,7 +28,7 @@ func rights(cfg Config) []right {
 		{group: "authentication.k8s.io", resource: "tokenreviews", verbs: []string{"create"}},
 		// Certificates are signed by way of CertificateRequests, which are watched, met again and swept.
 		{group: "cert-manager.io", resource: "certificaterequests", namespace: cfg.Namespace, verbs: []string{"create", "get", "list", "watch", "delete"}},
-		// One replica sweeps.
+		// One replica sweeps, distributes and rotates.
 		{group: "coordination.k8s.io", resource: "leases", namespace: cfg.Namespace, verbs: []string{"create"}},
 		{group: "coordination.k8s.io", resource: "leases", name: leaseName, namespace: cfg.Namespace, verbs: []string{"get", "update"}},
 	}

@@ -16,6 +16,8 @@
 //	9402  HTTP: /metrics
 //	6060  HTTP: /livez, /readyz
 //
+// With bundleEndpoint.listen, HTTPS with the SPIFFE bundle for federated trust domains besides.
+//
 // Signals: SIGTERM and SIGINT stop it gracefully, a second one at once; SIGUSR1 switches the log
 // between the configured level and debug.
 //
