@@ -500,6 +500,7 @@ func TestGzip(t *testing.T) {
 func TestBodiesAreRefused(t *testing.T) {
 	r := newRig(t, Config{})
 	for _, body := range []io.Reader{strings.NewReader("x"), io.MultiReader(strings.NewReader("x"))} {
+		r.http.CloseIdleConnections() // the last refusal ended its connection, which the client may not have noticed
 		request, err := http.NewRequestWithContext(t.Context(), "GET", r.url+"/v1/services", body)
 		require.NoError(t, err)
 		response, err := r.http.Do(request)
