@@ -24,6 +24,9 @@ import (
 // Config is the inspection API: JSON over HTTPS, described at /openapi.json and, for people, at /docs. Who may see a
 // namespace is asked of the API server, in API group signet.dev.
 type Config struct {
+	// Disabled leaves it out, and the rights to look at namespaces, services and pods with it; issuances are recorded all
+	// the same. Default false.
+	Disabled bool `json:"disabled,omitempty"`
 	// Listen is its address. Default :8443.
 	Listen string `json:"listen,omitempty"`
 	// Audiences of which a token must have at least one. Default signet.dev.

@@ -78,8 +78,8 @@ func TestAnnotations(t *testing.T) {
 	assert.Equal(t, map[string]string{
 		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice",
 		"signet.dev/pod": "p", "signet.dev/pod-uid": "u", "signet.dev/node": "n",
-	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice", PodName: "p", PodUID: "u", NodeName: "n"}))
+	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice", PodName: "p", PodUID: "u", NodeName: "n"}, "192.0.2.1"))
 	assert.Equal(t, map[string]string{
-		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice",
-	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice"}))
+		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice", "signet.dev/address": "192.0.2.1",
+	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice"}, "192.0.2.1"))
 }

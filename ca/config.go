@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -65,6 +66,11 @@ func (c LifetimeConfig) withDefaults() LifetimeConfig {
 	c.Default = setting.DurationOf(c.Default.Or(min(24*time.Hour, c.Max.Or(0))))
 	c.Min = setting.DurationOf(c.Min.Or(min(time.Minute, c.Max.Or(0))))
 	return c
+}
+
+// asked is what a caller asked for, 0 where it left that to us; what is beyond all bounds is said as the longest there is.
+func asked(seconds int64) time.Duration {
+	return time.Duration(min(max(0, seconds), int64(math.MaxInt64/time.Second))) * time.Second
 }
 
 // grant is the lifetime for a caller that asked for seconds.

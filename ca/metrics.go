@@ -36,7 +36,7 @@ func newMetrics(reg prometheus.Registerer, open *atomic.Int64) *metrics {
 			Name: "request_duration_seconds", Help: "Time from arrival to answer, by outcome.", Buckets: latency,
 		}, []string{"outcome"}),
 		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "request_step_duration_seconds", Help: "Time of each step: authenticate, check, queue, sign.", Buckets: latency,
+			Name: "request_step_duration_seconds", Help: "Time of each step: authenticate, check, queue, sign, record.", Buckets: latency,
 		}, []string{"step"}),
 		lifetime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "issued_lifetime_seconds",

@@ -43,14 +43,29 @@ type Issuance struct {
 	// Caller is who asked for it, from Address.
 	Caller  *Caller
 	Address string
+	// Requested is the lifetime that was asked for, 0 where the caller left it to us.
+	Requested time.Duration
 	// Chain is what was issued.
 	Chain *signer.Chain
 }
 
-// Recorder takes note of each certificate that was issued, before it leaves.
+// Refusal is one request that was refused.
+type Refusal struct {
+	// Reason is one of a closed set of words, and Code what the caller got.
+	Reason string
+	Code   codes.Code
+	// Caller is who asked, nil where that was never proven. Address is where it asked from.
+	Caller  *Caller
+	Address string
+}
+
+// Recorder takes note of each certificate that was issued, before it leaves, and of each refusal.
 type Recorder interface {
-	// Record is on the way of every request, so it must be quick. An error keeps the certificate from leaving.
+	// Record is on the way of every request, so it must be quick. An error keeps the certificate from leaving; the
+	// request may be tried again unless it matches [signer.ErrUntrusted].
 	Record(ctx context.Context, issuance Issuance) error
+	// Refused must not wait for anything.
+	Refused(refusal Refusal)
 }
 
 // Server answers CreateCertificate. Safe for concurrent use.
@@ -105,12 +120,13 @@ func (s *Server) serviceDesc() *grpc.ServiceDesc {
 
 // exchange is one request on its way: what is known of it so far, for its one line in the log.
 type exchange struct {
-	began    time.Time
-	address  string
-	agent    string // the client's user-agent
-	caller   *Caller
-	lifetime time.Duration
-	chain    *signer.Chain
+	began   time.Time
+	address string
+	agent   string // the client's user-agent
+	caller  *Caller
+	chain   *signer.Chain
+
+	requested, lifetime time.Duration // as asked for, and as granted
 }
 
 // createCertificate answers one request, and counts and logs its outcome.
@@ -183,6 +199,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	if err := s.policy.check(csr, id); err != nil {
 		return nil, err
 	}
+	x.requested = asked(request.GetValidityDuration())
 	if x.lifetime, err = s.cfg.Lifetime.grant(request.GetValidityDuration()); err != nil {
 		return nil, err
 	}
@@ -211,16 +228,22 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 		Lifetime:    x.lifetime,
 		MaxLifetime: s.cfg.Lifetime.withDefaults().Max.Or(0),
 		For:         signer.ForWorkload,
-		Annotations: annotations(x.caller),
+		Annotations: annotations(x.caller, x.address),
 	})
 	s.metrics.observe("sign", step)
 	if err != nil {
 		return nil, err
 	}
 
-	// 7. Record.
+	// 7. Record, also for a caller that has left.
 	s.issued(x)
-	if err := s.recorder.Record(ctx, Issuance{Caller: x.caller, Address: x.address, Chain: x.chain}); err != nil {
+	step = time.Now()
+	err = s.recorder.Record(signing, Issuance{Caller: x.caller, Address: x.address, Requested: x.requested, Chain: x.chain})
+	s.metrics.observe("record", step)
+	switch {
+	case errors.Is(err, signer.ErrUntrusted):
+		return nil, kindUntrusted.because("record the certificate: %w", err)
+	case err != nil:
 		return nil, kindNotReady.because("record the certificate: %w", err)
 	}
 
@@ -269,18 +292,30 @@ func metadataText(md *structpb.Struct, key string) (string, error) {
 	return "", kindMalformed.saying("metadata %s must be a string", key)
 }
 
-// annotations say for whom a CertificateRequest is, to approvers and to people.
-func annotations(caller *Caller) map[string]string {
+// Annotations of CertificateRequests, which say who asked: the service account as namespace/name, the pod and its UID,
+// the node, and the IP address of a caller that isn't known to be a pod.
+const (
+	CallerAnnotation  = "signet.dev/caller"
+	PodAnnotation     = "signet.dev/pod"
+	PodUIDAnnotation  = "signet.dev/pod-uid"
+	NodeAnnotation    = "signet.dev/node"
+	AddressAnnotation = "signet.dev/address"
+)
+
+// annotations say for whom a CertificateRequest is, to approvers, to other replicas and to people.
+func annotations(caller *Caller, address string) map[string]string {
 	a := map[string]string{
 		signer.IdentitiesAnnotation: caller.ID.String(),
-		"signet.dev/caller":         caller.Namespace + "/" + caller.ServiceAccount,
+		CallerAnnotation:            caller.Namespace + "/" + caller.ServiceAccount,
 	}
 	if caller.PodName != "" {
-		a["signet.dev/pod"] = caller.PodName
-		a["signet.dev/pod-uid"] = caller.PodUID
+		a[PodAnnotation] = caller.PodName
+		a[PodUIDAnnotation] = caller.PodUID
+	} else {
+		a[AddressAnnotation] = address
 	}
 	if caller.NodeName != "" {
-		a["signet.dev/node"] = caller.NodeName
+		a[NodeAnnotation] = caller.NodeName
 	}
 	return a
 }
@@ -318,6 +353,9 @@ func (s *Server) finish(x *exchange, err error) error {
 	s.metrics.duration.WithLabelValues(outcome).Observe(time.Since(x.began).Seconds())
 	if r == nil {
 		return nil // never a nil *refusal in an error
+	}
+	if outcome == outcomeRefused {
+		s.recorder.Refused(Refusal{Reason: r.reason, Code: r.code, Caller: x.caller, Address: x.address})
 	}
 	// A flood of junk must not fill the log. What the issuer is to blame for, or we are, is never junk.
 	if r.ofTheCaller() && !s.refusals.Allow() {

@@ -66,7 +66,7 @@ type Replicas struct {
 	saidAt time.Time // the last good report; used by Start only
 
 	mu   sync.Mutex
-	seen map[string]sighting // by replica; used by the replica that steps the rollover
+	seen map[string]sighting // by replica
 }
 
 // sighting is when a replica's report was seen to change last, by our clock.
@@ -241,6 +241,27 @@ func (r *Replicas) living(now time.Time) (living map[string]Report, gone []strin
 		living[name] = report
 	}
 	return living, gone, changed
+}
+
+// Describe says for people which replicas there are and what each answers with, a line for each.
+func (r *Replicas) Describe(now time.Time) []string {
+	living, gone, _ := r.living(now)
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(living)) {
+		report := living[name]
+		line := fmt.Sprintf("%s: signs with %s", name, report.Issuer)
+		if report.Issuer == "" {
+			line = name + ": has no issuer to sign with"
+		}
+		if report.Bundle == "" {
+			line += "; has no anchors yet"
+		}
+		lines = append(lines, fmt.Sprintf("%s; said so at %s", line, report.At.UTC().Format(time.RFC3339)))
+	}
+	for _, name := range gone {
+		lines = append(lines, fmt.Sprintf("%s: has said nothing for over %s", name, silentFor))
+	}
+	return lines
 }
 
 // forget drops the reports of replicas that are gone, unless they have said something meanwhile.

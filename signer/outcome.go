@@ -1,11 +1,14 @@
 package signer
 
 import (
+	"crypto/x509"
 	"strings"
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
+
+	"github.com/signet-ca/signet/issuer"
 )
 
 // phase is how far a CertificateRequest has come. All but pending are final.
@@ -41,6 +44,36 @@ func outcome(cr *cmapi.CertificateRequest) (p phase, since time.Time, why string
 		}
 	}
 	return pending, time.Time{}, ""
+}
+
+// Issued is what a CertificateRequest of ours was answered with.
+type Issued struct {
+	// Chain is as the issuer answered, leaf first; it has been parsed, nothing of it has been verified.
+	Chain []*x509.Certificate
+	// Issuer is whom the request was for.
+	Issuer issuer.Ref
+	// For is the value of [RequestLabel].
+	For string
+	// At is when it was answered.
+	At time.Time
+}
+
+// Issued reads what a CertificateRequest carries. It is false for one that isn't ours or that carries no certificate
+// yet, or none that can be read.
+func (s *Signer) Issued(cr *cmapi.CertificateRequest) (Issued, bool) {
+	p, since, _ := outcome(cr)
+	if p != issued || cr.Namespace != s.cluster.Namespace {
+		return Issued{}, false
+	}
+	purpose := cr.Labels[RequestLabel]
+	if purpose == "" || cr.Spec.Username != "" && cr.Spec.Username != s.cluster.Username {
+		return Issued{}, false
+	}
+	chain, err := ParseChain(cr.Status.Certificate)
+	if err != nil {
+		return Issued{}, false
+	}
+	return Issued{Chain: chain, Issuer: issuerOf(cr), For: purpose, At: since}, true
 }
 
 // transientCause names the passing failure that an issuer's message tells of, or "". Only what can be

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	"golang.org/x/time/rate"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -54,21 +55,32 @@ const (
 // harm.
 type Sweeper struct {
 	signer *Signer
+	keeper Keeper
 	log    *slog.Logger
+
+	complaints *rate.Limiter // of lines about what could not be deleted
 
 	keep, orphanAge time.Duration
 	pile, workers   int
 }
 
+// Keeper takes note of requests before they are deleted.
+type Keeper interface {
+	// Keep returns nil once what cr was answered with is recorded, or was before; cr stays while it doesn't.
+	Keep(ctx context.Context, cr *cmapi.CertificateRequest) error
+}
+
 // NewSweeper makes the sweeper of what s and its peers on other replicas leave.
-func NewSweeper(s *Signer, log *slog.Logger) *Sweeper {
+func NewSweeper(s *Signer, keeper Keeper, log *slog.Logger) *Sweeper {
 	w := &Sweeper{
-		signer:    s,
-		log:       log,
-		keep:      s.cfg.Sweep.Keep.Or(3 * time.Second),
-		orphanAge: s.cfg.TimeoutOrDefault() + orphanGrace,
-		pile:      s.cfg.Sweep.Pile,
-		workers:   s.cfg.Sweep.Workers,
+		signer:     s,
+		keeper:     keeper,
+		log:        log,
+		complaints: rate.NewLimiter(1, 10),
+		keep:       s.cfg.Sweep.Keep.Or(3 * time.Second),
+		orphanAge:  s.cfg.TimeoutOrDefault() + orphanGrace,
+		pile:       s.cfg.Sweep.Pile,
+		workers:    s.cfg.Sweep.Workers,
 	}
 	if w.pile == 0 {
 		w.pile = 4000
@@ -130,7 +142,7 @@ func (w *Sweeper) pass(ctx context.Context, now time.Time, swept map[types.UID]b
 		group.Go(func() {
 			for cr := range work {
 				err := w.delete(ctx, cr)
-				if err != nil && ctx.Err() == nil {
+				if err != nil && ctx.Err() == nil && w.complaints.Allow() {
 					w.log.Warn("delete certificate request", "request", cr.Name, "err", err)
 				}
 				results <- result{cr.UID, err == nil}
@@ -186,6 +198,9 @@ func (w *Sweeper) due(all []*cmapi.CertificateRequest, swept map[types.UID]bool,
 // delete deletes exactly the object that was seen; one that is gone or was replaced is no error.
 func (w *Sweeper) delete(ctx context.Context, cr *cmapi.CertificateRequest) error {
 	p, _, _ := outcome(cr)
+	if err := w.keeper.Keep(ctx, cr); err != nil {
+		return fmt.Errorf("CertificateRequest %s/%s stays until its certificate is recorded: %w", cr.Namespace, cr.Name, err)
+	}
 	err := w.signer.cluster.Client.Delete(ctx, &cmapi.CertificateRequest{
 		ObjectMeta: metav1.ObjectMeta{Namespace: cr.Namespace, Name: cr.Name},
 	}, client.Preconditions{UID: &cr.UID})

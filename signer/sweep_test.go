@@ -35,7 +35,7 @@ func made(uid types.UID, created, finished time.Time) *cmapi.CertificateRequest 
 
 func TestSweepDue(t *testing.T) {
 	signer, _ := newTestSigner(t, Config{Timeout: setting.DurationOf(20 * time.Second), Sweep: SweepConfig{Keep: setting.DurationOf(5 * time.Second)}})
-	w := NewSweeper(signer, slog.New(slog.DiscardHandler))
+	w := NewSweeper(signer, nil, slog.New(slog.DiscardHandler))
 	now := epoch
 	ago := func(d time.Duration) time.Time { return now.Add(-d) }
 	deleting := made("being deleted", ago(time.Hour), ago(time.Hour))
@@ -69,10 +69,10 @@ func TestSweepDue(t *testing.T) {
 
 func TestSweeperDefaults(t *testing.T) {
 	signer, _ := newTestSigner(t, Config{})
-	w := NewSweeper(signer, slog.New(slog.DiscardHandler))
+	w := NewSweeper(signer, nil, slog.New(slog.DiscardHandler))
 	assert.Equal(t, []any{3 * time.Second, 50 * time.Second, 4000, 16}, []any{w.keep, w.orphanAge, w.pile, w.workers})
 	signer, _ = newTestSigner(t, Config{Timeout: setting.DurationOf(time.Minute), Sweep: SweepConfig{Keep: setting.DurationOf(time.Hour), Pile: 1, Workers: 2}})
-	w = NewSweeper(signer, slog.New(slog.DiscardHandler))
+	w = NewSweeper(signer, nil, slog.New(slog.DiscardHandler))
 	assert.Equal(t, []any{time.Hour, 90 * time.Second, 1, 2}, []any{w.keep, w.orphanAge, w.pile, w.workers})
 }
 

@@ -24,6 +24,10 @@ const (
 	// GapUnshipped is of records that the shared view never got: retention had to delete them before, or it
 	// refused them.
 	GapUnshipped GapKind = "unshipped"
+	// GapAway is from a process's end in good order to the start of the next: what other replicas issued
+	// meanwhile is known only as far as it was still in the cluster. It is of a replica's own store; the shared
+	// view has the others' records.
+	GapAway GapKind = "away"
 )
 
 // Gap is a stretch of time in which records are, or may be, missing.
@@ -137,6 +141,15 @@ func (v *View) Coverage(ctx context.Context) (Coverage, error) {
 	if c.Gaps, err = gaps(ctx, v.db, maxGaps); err != nil {
 		return Coverage{}, err
 	}
+	if !v.shared {
+		away, err := v.away(ctx)
+		if err != nil {
+			return Coverage{}, err
+		}
+		c.Gaps = append(c.Gaps, away...)
+		slices.SortStableFunc(c.Gaps, func(a, b Gap) int { return b.To.Compare(a.To) })
+		c.Gaps = c.Gaps[:min(len(c.Gaps), maxGaps)]
+	}
 	if lost := v.store.unsaid.Load(); lost > 0 && !v.shared { // those that no row tells of yet
 		c.Gaps = append([]Gap{{
 			Replica: v.store.cfg.Replica, Kind: GapUnrecorded, From: unix(v.store.openSince.Load()), To: time.Now().UTC().Truncate(time.Second), Records: lost,
@@ -173,6 +186,21 @@ func (s *Store) sourceStates() []SourceState {
 		states = append(states, s.sources[name])
 	}
 	return states
+}
+
+// away are the stretches of time in which no process held the store, as far back as its oldest record.
+func (v *View) away(ctx context.Context) ([]Gap, error) {
+	var all []Gap
+	err := each(ctx, v.db, func(rows *sql.Rows) error {
+		g := Gap{Replica: v.store.cfg.Replica, Kind: GapAway}
+		var from, to int64
+		err := rows.Scan(&from, &to)
+		g.From, g.To = unix(from), unix(to)
+		all = append(all, g)
+		return err
+	}, `SELECT * FROM (SELECT lag(ended_at) OVER (ORDER BY seq) AS from_at, started_at FROM run) AS runs
+		WHERE from_at > 0 AND started_at > from_at ORDER BY started_at DESC LIMIT ?`, maxGaps)
+	return all, err
 }
 
 // addGap writes a gap, or lengthens the one of the same kind that begins at the same time or ended

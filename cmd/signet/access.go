@@ -5,12 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/signet-ca/signet/api/inventory"
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
 )
@@ -72,6 +76,13 @@ func rights(cfg Config) []right {
 				right{group: "certificates.k8s.io", resource: "signers", name: issuer.TrustBundleSigner, verbs: []string{"attest"}})
 		}
 	}
+	// Who asks, whether they may, and what there is to tell of.
+	if !cfg.API.Disabled {
+		list = append(list, right{group: "authorization.k8s.io", resource: "subjectaccessreviews", verbs: []string{"create"}})
+		for _, kind := range inventory.Kinds() {
+			list = append(list, right{group: kind.Group, resource: resourceOf(kind), verbs: []string{"list", "watch"}})
+		}
+	}
 	// istiod's Certificate.
 	if cfg.Istiod.Enabled {
 		namespace, name := cfg.Istiod.Certificate()
@@ -93,6 +104,7 @@ func checkAccess(ctx context.Context, c client.Client, cfg Config) (username str
 	username = self.Status.UserInfo.Username
 	var missing []error
 	for _, r := range rights(cfg) {
+		var verbs []string
 		for _, verb := range r.verbs {
 			review := authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
 				ResourceAttributes: &authorizationv1.ResourceAttributes{
@@ -103,8 +115,11 @@ func checkAccess(ctx context.Context, c client.Client, cfg Config) (username str
 				return "", fmt.Errorf("ask the API server for our rights: %w", err)
 			}
 			if !review.Status.Allowed {
-				missing = append(missing, fmt.Errorf("%s may not %s; grant it with a Role or ClusterRole", username, r.describe(verb)))
+				verbs = append(verbs, verb)
 			}
+		}
+		if len(verbs) > 0 {
+			missing = append(missing, fmt.Errorf("%s may not %s; grant it with a Role or ClusterRole", username, r.describe(verbs)))
 		}
 	}
 	if len(missing) > 0 {
@@ -113,8 +128,8 @@ func checkAccess(ctx context.Context, c client.Client, cfg Config) (username str
 	return username, nil
 }
 
-func (r right) describe(verb string) string {
-	text := verb + " " + r.resource
+func (r right) describe(verbs []string) string {
+	text := strings.Join(verbs, ", ") + " " + r.resource
 	if r.group != "" {
 		text += "." + r.group
 	}
@@ -125,4 +140,10 @@ func (r right) describe(verb string) string {
 		return text + " in namespace " + r.namespace
 	}
 	return text + " in the cluster"
+}
+
+// resourceOf is the name of a built-in kind's resource.
+func resourceOf(kind schema.GroupVersionKind) string {
+	plural, _ := meta.UnsafeGuessKindToResource(kind)
+	return plural.Resource
 }

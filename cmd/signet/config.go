@@ -19,6 +19,9 @@ import (
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
+	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/api/inventory"
+	"github.com/signet-ca/signet/api/ledger"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
@@ -38,6 +41,9 @@ type Config struct {
 	// Namespace is where CertificateRequests are made and Signet keeps its own objects. An issuer of
 	// kind Issuer must be there. Default istio-system.
 	Namespace string `json:"namespace,omitempty"`
+	// Replica is the name of this replica, which its records carry; no two may have the same. Default the host's name,
+	// which is the pod's.
+	Replica string `json:"replica,omitempty"`
 	// Issuer is the cert-manager issuer that signs. It may be left out where issuers.runtime is set.
 	Issuer issuer.Ref `json:"issuer,omitempty"`
 	// Issuers are those that may sign instead of it.
@@ -58,6 +64,12 @@ type Config struct {
 	Signer signer.Config `json:"signer,omitempty"`
 	// Serving is Signet's own certificate.
 	Serving rotation.ServingConfig `json:"serving,omitempty"`
+	// Ledger is where each issuance is recorded before the certificate leaves.
+	Ledger ledger.Config `json:"ledger,omitempty"`
+	// API is where operators ask what was issued and what each service holds.
+	API api.Config `json:"api,omitempty"`
+	// Inventory is how the state of services and their certificates is judged.
+	Inventory inventory.Config `json:"inventory,omitempty"`
 	// Metrics is the endpoint for Prometheus, /metrics over HTTP.
 	Metrics struct {
 		// Listen is its address. Default :9402.
@@ -130,7 +142,16 @@ func ParseConfig(text []byte) (Config, error) {
 	if err := cfg.validate(); err != nil {
 		return Config{}, err
 	}
+	if cfg.Replica == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return Config{}, fmt.Errorf("replica isn't set, and the host's name can't be read: %w", err)
+		}
+		cfg.Replica = host
+	}
 	cfg.CA.ClusterID = cfg.ClusterID
+	cfg.Ledger.Replica = cfg.Replica
+	cfg.Inventory.TrustDomain, cfg.Inventory.Cluster = cfg.CA.TrustDomain, cfg.ClusterID
 	cfg.CA.Usages = cfg.Signer.UsagesOrDefault()
 	cfg.CA.RequestTimeout = setting.DurationOf(cfg.CA.RequestTimeout.Or(cfg.Signer.TimeoutOrDefault() + 5*time.Second))
 	cfg.CA.ShutdownDelay = cfg.Shutdown.Delay.Or(5 * time.Second)
@@ -153,6 +174,9 @@ func (c *Config) validate() error {
 	if len(validation.IsDNS1123Label(c.Namespace)) != 0 {
 		p.Addf("namespace", "%q is not the name of a namespace", c.Namespace)
 	}
+	if c.Replica != "" && len(validation.IsDNS1123Subdomain(c.Replica)) != 0 {
+		p.Addf("replica", "%q is not a name such as signet-0; it must be of lower-case letters, digits, '-' and '.'", c.Replica)
+	}
 	if c.Issuer != (issuer.Ref{}) || c.Issuers.Runtime.Name == "" {
 		c.Issuer.Validate(p.At("issuer"))
 	}
@@ -168,6 +192,9 @@ func (c *Config) validate() error {
 	c.CA.Validate(p.At("ca"))
 	c.Signer.Validate(p.At("signer"))
 	c.Serving.Validate(p.At("serving"))
+	c.Ledger.Validate(p.At("ledger"))
+	c.API.Validate(p.At("api"))
+	c.Inventory.Validate(p.At("inventory"))
 	p.Address("metrics.listen", c.Metrics.Listen)
 	p.Address("health.listen", c.Health.Listen)
 	signing := c.Signer.TimeoutOrDefault()

@@ -73,7 +73,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		want       []string // each is a part of the error
 	}{
 		// fields that there are not
-		{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are bundleEndpoint, ca, clusterID, crl, distribution, health, issuer, issuers, istiod, log, metrics, namespace, roots, serving, shutdown, signer, trustDomain"}},
+		{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are api, bundleEndpoint, ca, clusterID, crl, distribution, health, inventory, issuer, issuers, istiod, ledger, log, metrics, namespace, replica, roots, serving, shutdown, signer, trustDomain"}},
 		{"unknown a level down", "issuer: {name: mesh, nmae: x}\nroots: {fromIssuer: true}\n", []string{"issuer.nmae: unknown field; known here are group, kind, name"}},
 		{"unknown two levels down", minimal + "ca: {lifetime: {maximum: 1h}}\n", []string{"ca.lifetime.maximum: unknown field; known here are default, max, min"}},
 		{"unknown below a pointer", "issuer: {name: mesh}\nroots: {secret: {name: a, kay: b}}\n", []string{"roots.secret.kay: unknown field; known here are key, name"}},

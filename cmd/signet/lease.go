@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -34,14 +33,8 @@ type leased struct {
 	log  *slog.Logger
 }
 
-// replicaName tells this process from the other replicas, and from earlier ones in the same pod.
-func replicaName() (string, error) {
-	host, err := os.Hostname()
-	if err != nil {
-		return "", fmt.Errorf("read host name: %w", err)
-	}
-	return host + "_" + string(uuid.NewUUID()), nil
-}
+// processName tells this process from the other replicas, and from earlier ones of the same name.
+func processName(replica string) string { return replica + "_" + string(uuid.NewUUID()) }
 
 func newLeased(config *rest.Config, namespace, replica string, run func(ctx context.Context) error, log *slog.Logger) (*leased, error) {
 	leases, err := coordinationv1.NewForConfig(config)

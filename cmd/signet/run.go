@@ -30,6 +30,7 @@ import (
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"github.com/signet-ca/signet/api/ledger"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
@@ -39,7 +40,7 @@ import (
 // run builds the parts in their order and runs them under one manager until ctx ends. The manager
 // stops them the other way round: first what answers and renews, then the informers, then the
 // endpoints for probes and metrics.
-func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger, level *slog.LevelVar) error {
+func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger, level *slog.LevelVar) (err error) {
 	// API Priority and Fairness is the server's job; what we send at once is bounded by admission.
 	config.QPS = -1
 	config.DisableCompression = true // it costs both ends more CPU than the network is worth
@@ -59,6 +60,13 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	registry := prometheus.NewRegistry()
 	ours := prometheus.WrapRegistererWithPrefix("signet_", registry)
 
+	// ledger: what was issued. It outlasts everything that records.
+	store, err := ledger.Open(ctx, cfg.Ledger, log.With("room", "ledger"), ours)
+	if err != nil {
+		return fmt.Errorf("ledger.dir: %w", err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+
 	// issuer: what is in force.
 	issuers, health := issuer.NewStore(issuer.Ref{}), issuer.NewHealth()
 
@@ -74,10 +82,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 	// rotation: our own certificate, and what the mesh trusts.
 	serving := rotation.NewServing(cfg.Serving, cfg.Namespace, sign, issuers, log.With("room", "rotation"), ours)
-	replica, err := replicaName()
-	if err != nil {
-		return err
-	}
+	replica := processName(cfg.Replica)
 	trusting, err := newTrust(cfg, replica, config, mgr.GetCache(), serving, issuers, health, mgr.GetEventRecorder("signet"), log, ours)
 	if err != nil {
 		return err
@@ -85,7 +90,25 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	if err := observeIssuers(ctx, mgr, cfg, trusting.issuing); err != nil {
 		return err
 	}
-	sweeper := signer.NewSweeper(sign, log.With("room", "signer"))
+	// api: what operators ask.
+	parts := []manager.Runnable{}
+	recorded := &recording{replica: cfg.Replica, ledger: store, seen: trusting.seen}
+	shown := trusting.shown()
+	if !cfg.API.Disabled {
+		inspecting, err := newInspection(ctx, cfg, config, store, trusting, log, ours)
+		if err != nil {
+			return err
+		}
+		recorded.issued = inspecting.inventory.Issued
+		shown = append(shown, inspecting.shown())
+		parts = append(parts, inspecting)
+	}
+	recorded.observed = newObserved(cfg, store, sign, issuers, recorded.issued, log.With("room", "ledger"))
+	if err := recorded.observed.Observe(requests); err != nil {
+		return err
+	}
+
+	sweeper := signer.NewSweeper(sign, recorded.observed, log.With("room", "signer"))
 	leading, err := newLeased(config, cfg.Namespace, replica, func(ctx context.Context) error {
 		var group errgroup.Group
 		group.Go(func() error { return sweeper.Start(ctx) })
@@ -97,7 +120,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 
 	// ca: the endpoint.
-	server := ca.New(cfg.CA, mgr.GetClient(), sign, trusting.seen, log.With("room", "ca"), ours)
+	server := ca.New(cfg.CA, mgr.GetClient(), sign, recorded, log.With("room", "ca"), ours)
 	endpoint := ca.NewEndpoint(server, serving.GetCertificate)
 
 	probes, metrics := http.NewServeMux(), http.NewServeMux()
@@ -109,9 +132,10 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 			{"issuer chosen", trusting.issuing.Ready},
 			{"replicas", func(now time.Time) (string, error) { return "known to the others", issuers.Fence(now) }},
 			{"informer", synced(requests)},
+			{"ledger", store.Ready},
 			{"listener", func(time.Time) (string, error) { return server.Ready() }},
 		},
-		shown: trusting.shown(),
+		shown: shown,
 	})
 	// The library's registry has what is known of the Go runtime and the process.
 	metrics.Handle("/metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, ctrlmetrics.Registry}, promhttp.HandlerOpts{}))
@@ -124,11 +148,17 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 		return err
 	}
 
-	for _, part := range []manager.Runnable{
+	keepRecords := func(ctx context.Context) error {
+		var group errgroup.Group
+		group.Go(func() error { return store.Start(ctx) })
+		group.Go(func() error { recorded.observed.Start(ctx, requests.HasSynced); return nil })
+		return group.Wait()
+	}
+	parts = append(parts,
 		healthServer, metricsServer, &logSwitch{level, log},
 		trusting.anchors, trusting.issuing, trusting.crls, trusting.endpoint, trusting.expiry,
-		serving, &answering{endpoint, sign, trusting.replicas, leading},
-	} {
+		serving, &answering{endpoint, sign, trusting.replicas, leading, keepRecords})
+	for _, part := range parts {
 		if err := mgr.Add(part); err != nil {
 			return err
 		}
@@ -160,12 +190,13 @@ func start(ctx context.Context, mgr manager.Manager) error {
 
 // answering is the endpoint with what its requests need until the last one is answered, which is later
 // than the manager's word to stop: the guard of the informer's stream, the word to the other replicas that this one
-// answers, and what runs under the lease.
+// answers, what runs under the lease, and the keeping of records.
 type answering struct {
-	endpoint *ca.Endpoint
-	signer   *signer.Signer
-	replicas *rotation.Replicas
-	leading  *leased
+	endpoint  *ca.Endpoint
+	signer    *signer.Signer
+	replicas  *rotation.Replicas
+	leading   *leased
+	recording func(context.Context) error
 }
 
 // NeedLeaderElection says that every replica answers.
@@ -178,6 +209,7 @@ func (a *answering) Start(ctx context.Context) error {
 	group.Go(func() error { a.signer.Guard(beside); return nil })
 	group.Go(func() error { return a.replicas.Start(beside) })
 	group.Go(func() error { return a.leading.Start(beside) })
+	group.Go(func() error { return a.recording(beside) })
 	err := a.endpoint.Start(ctx)
 	stop()
 	return errors.Join(err, group.Wait())

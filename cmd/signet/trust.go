@@ -294,11 +294,9 @@ type seen struct {
 	intermediates *rotation.Intermediates
 }
 
-// Record implements [ca.Recorder].
-func (s *seen) Record(_ context.Context, i ca.Issuance) error {
+func (s *seen) record(i ca.Issuance) {
 	s.intermediates.Seen(i.Chain.Intermediates)
 	s.leaves.Issued(leafOf(i))
-	return nil
 }
 
 // leafOf is a certificate as it is watched.

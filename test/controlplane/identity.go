@@ -97,14 +97,20 @@ func (p *Plane) token(ctx context.Context, namespace, serviceAccount string, opt
 // Ready, and its IP its own. Its labels are "app" with its name, and those given. It can be deleted
 // at once, without a kubelet saying that it ended. The ServiceAccount has to exist; node need not.
 func (p *Plane) Pod(ctx context.Context, namespace, name, serviceAccount, node string, labels ...map[string]string) (*corev1.Pod, error) {
+	return p.pod(ctx, namespace, name, serviceAccount, node, []string{"app"}, labels...)
+}
+
+func (p *Plane) pod(ctx context.Context, namespace, name, serviceAccount, node string, containers []string, labels ...map[string]string) (*corev1.Pod, error) {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": name}},
 		Spec: corev1.PodSpec{
 			ServiceAccountName:            serviceAccount,
 			NodeName:                      node,
 			TerminationGracePeriodSeconds: new(int64), // zero
-			Containers:                    []corev1.Container{{Name: "app", Image: "example.invalid/app"}},
 		},
+	}
+	for _, c := range containers {
+		pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: c, Image: "example.invalid/" + c})
 	}
 	for _, l := range labels {
 		maps.Copy(pod.Labels, l)

@@ -18,6 +18,7 @@ func (m *mesh) variables() []variable {
 		{"SIGNET_CA_ROOT", m.dir.join(rootName)},
 		{"SIGNET_METRICS", m.signet.MetricsURL()},
 		{"SIGNET_HEALTH", m.signet.HealthURL()},
+		{"SIGNET_API", m.signet.APIURL()},
 	}
 }
 

@@ -17,8 +17,8 @@
 //	demo: 7 of 7 workloads hold certificates, 7 renewed
 //
 // DIR holds the state, the logs, and for another terminal the file env, whose variables are KUBECONFIG
-// (the administrator's), SIGNET_CA (host:port), SIGNET_CA_ROOT (a PEM file), SIGNET_METRICS (URL) and
-// SIGNET_HEALTH (URL; /livez and /readyz are below it). It is .demo at the root of the repository
+// (the administrator's), SIGNET_CA (host:port), SIGNET_CA_ROOT (a PEM file), SIGNET_METRICS (URL),
+// SIGNET_HEALTH (URL; /livez and /readyz are below it) and SIGNET_API (URL; the page is at /ui). It is .demo at the root of the repository
 // unless given. A demo takes a directory for itself and removes what it made there; several run at
 // once, each in its own. All ports are free ones on the loopback interface.
 //

@@ -38,17 +38,14 @@ type workload struct {
 	ended     chan struct{}
 }
 
-// startWorkload makes a Pod, asks for a token that is bound to it, and starts the agent with it.
+// startWorkload makes a Service with a Pod, asks for a token that is bound to it, and starts the agent with it.
 func startWorkload(ctx context.Context, m *mesh, namespace, account string) (*workload, error) {
 	w := &workload{row: row{namespace: namespace, account: account}, ended: make(chan struct{})}
 	var err error
 	if w.id, err = spiffeid.FromSegments(trustDomain, "ns", namespace, "sa", account); err != nil {
 		return nil, err
 	}
-	if err := m.plane.ServiceAccount(ctx, namespace, account); err != nil {
-		return nil, err
-	}
-	if w.pod, err = m.plane.Pod(ctx, namespace, account, account, "demo-node"); err != nil {
+	if w.pod, err = m.plane.Workload(ctx, namespace, account, "demo-node"); err != nil {
 		return nil, err
 	}
 	token, err := w.token(ctx, m.plane)

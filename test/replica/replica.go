@@ -59,6 +59,9 @@ type Config struct {
 	Env []string
 }
 
+// endpoints are the settings whose listen is an address; the first says csr of itself.
+var endpoints = []string{"ca", "api", "metrics", "health"}
+
 // Replica is a running Signet. Safe for concurrent use.
 type Replica struct {
 	proc    *process.Process
@@ -97,7 +100,7 @@ func Start(ctx context.Context, plane *controlplane.Plane, cfg Config) (*Replica
 	}
 
 	r := &Replica{dir: dir, config: path, address: make(map[string]string)}
-	watch := &listening{want: 3, found: r.address, done: make(chan struct{})}
+	watch := &listening{want: len(endpoints), found: r.address, done: make(chan struct{})}
 	log, err := os.OpenFile(filepath.Join(dir, "signet.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -138,12 +141,13 @@ func writeConfig(dir string, cfg Config) (string, error) {
 	if cfg.Issuer != "" {
 		set(settings, "issuer.name", cfg.Issuer)
 	}
-	for _, endpoint := range []string{"ca", "metrics", "health"} {
+	for _, endpoint := range endpoints {
 		set(settings, endpoint+".listen", "127.0.0.1:0")
 	}
 	set(settings, "serving.dnsNames", []any{"localhost", ServerName})
 	set(settings, "serving.ipAddresses", []any{"127.0.0.1"})
 	set(settings, "shutdown.delay", "100ms")
+	set(settings, "ledger.dir", filepath.Join(dir, "ledger"))
 	set(settings, "distribution.disabled", true) // several meshes share a control plane
 	if len(cfg.RootPEM) > 0 {
 		path := filepath.Join(dir, "roots.pem")
@@ -230,6 +234,9 @@ func (r *Replica) MetricsURL() string { return "http://" + r.address["metrics"] 
 
 // HealthURL is the base of /livez and /readyz.
 func (r *Replica) HealthURL() string { return "http://" + r.address["health"] }
+
+// APIURL is the base of the inspection API.
+func (r *Replica) APIURL() string { return "https://" + r.address["api"] }
 
 // ConfigFile is the path of the configuration file.
 func (r *Replica) ConfigFile() string { return r.config }
