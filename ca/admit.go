@@ -33,16 +33,17 @@ func newAdmission(cfg AdmissionConfig) *admission {
 	}
 }
 
-// admit waits for the caller's turn. The slot is given back by release, when the request has ended at
+// admit waits for the turn of a caller with its grant. The slot is given back by release, when the request has ended at
 // the issuer too.
-func (a *admission) admit(ctx context.Context, caller *Caller) (release func(), err error) {
-	own := a.budget("caller:"+caller.key(), a.cfg.PerCallerPerMinute)
-	shared := a.budget("namespace:"+caller.Namespace, a.cfg.PerNamespacePerMinute)
+func (a *admission) admit(ctx context.Context, caller *Caller, grant Grant) (release func(), err error) {
+	key := grant.key(caller)
+	own := a.budget("caller:"+key, a.cfg.PerCallerPerMinute)
+	shared := a.budget("namespace:"+grant.Namespace, a.cfg.PerNamespacePerMinute)
 	overOwn := func() error {
 		return kindBudget.because("caller %s asks for more than %d certificates a minute (admission.perCallerPerMinute)", caller.ID, a.cfg.PerCallerPerMinute)
 	}
 	overShared := func() error {
-		return kindBudget.because("namespace %s asks for more than %d certificates a minute (admission.perNamespacePerMinute)", caller.Namespace, a.cfg.PerNamespacePerMinute)
+		return kindBudget.because("namespace %s asks for more than %d certificates a minute (admission.perNamespacePerMinute)", grant.Namespace, a.cfg.PerNamespacePerMinute)
 	}
 	// Who has nothing left need not wait.
 	if own.Tokens() < 1 {
@@ -53,7 +54,7 @@ func (a *admission) admit(ctx context.Context, caller *Caller) (release func(), 
 	}
 	waiting, cancel := context.WithTimeout(ctx, a.cfg.QueueTime.Or(0))
 	defer cancel()
-	release, err = a.queue.acquire(waiting, caller.Namespace, caller.key())
+	release, err = a.queue.acquire(waiting, grant.Namespace, key)
 	switch {
 	case err == nil:
 		// Only what goes on to the issuer is charged, and only as long as there is something left: many

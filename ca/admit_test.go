@@ -22,7 +22,7 @@ func TestAdmitBudgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAdmission(AdmissionConfig{PerCallerPerMinute: 3, PerNamespacePerMinute: 5})
 		admit := func(c *Caller) error {
-			release, err := a.admit(t.Context(), c)
+			release, err := a.admit(t.Context(), c, own(c))
 			if err == nil {
 				release()
 			}
@@ -57,27 +57,27 @@ func TestAdmitBudgets(t *testing.T) {
 func TestAdmitWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAdmission(AdmissionConfig{InFlight: 1, InFlightPerCaller: 1, QueueTime: setting.DurationOf(2 * time.Second)})
-		release, err := a.admit(t.Context(), pod("foo", "one"))
+		release, err := a.admit(t.Context(), pod("foo", "one"), own(pod("foo", "one")))
 		require.NoError(t, err)
 
 		began := time.Now()
-		_, err = a.admit(t.Context(), pod("foo", "two"))
+		_, err = a.admit(t.Context(), pod("foo", "two"), own(pod("foo", "two")))
 		requireKind(t, kindOverloaded, err)
 		assert.Equal(t, 2*time.Second, time.Since(began), "it waits for its turn as long as it may")
 
 		short, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err = a.admit(short, pod("foo", "two"))
+		_, err = a.admit(short, pod("foo", "two"), own(pod("foo", "two")))
 		requireKind(t, kindOverloaded, err)
 
 		gone, leave := context.WithCancel(t.Context())
 		leave()
-		_, err = a.admit(gone, pod("foo", "two"))
+		_, err = a.admit(gone, pod("foo", "two"), own(pod("foo", "two")))
 		requireKind(t, kindCanceled, err)
 
 		var group sync.WaitGroup
 		group.Go(func() {
-			release, err := a.admit(t.Context(), pod("foo", "two"))
+			release, err := a.admit(t.Context(), pod("foo", "two"), own(pod("foo", "two")))
 			if assert.NoError(t, err) {
 				release()
 			}

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"strings"
 
@@ -35,8 +36,11 @@ func (c *Caller) key() string {
 
 // Credentials are what came with a request.
 type Credentials struct {
-	// Token is a bearer token of the shape of a JWT. It must never be logged.
+	// Token is a bearer token of the shape of a JWT; "" where none came. It must never be logged.
 	Token string
+	// Certificates are those of the client in its TLS handshake, leaf first. Nothing of them has been verified but that
+	// the client has the leaf's key.
+	Certificates []*x509.Certificate
 	// Cluster is the ID of the cluster that the caller claims to be in, "" for the local one.
 	Cluster string
 	// Address is the caller's IP address.

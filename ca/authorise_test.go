@@ -11,6 +11,7 @@ import (
 
 func TestR14_R24_R25_Authorise(t *testing.T) {
 	caller := &Caller{ID: alice}
+	server := &Server{cfg: Config{TrustDomain: alice.TrustDomain()}}
 	for _, row := range []struct {
 		name   string
 		fields map[string]any
@@ -33,16 +34,20 @@ func TestR14_R24_R25_Authorise(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			md, err := structpb.NewStruct(row.fields)
 			require.NoError(t, err)
-			err = authorise(md, caller)
+			grant, err := server.authorise(t.Context(), md, caller)
 			if row.want == nil {
 				assert.NoError(t, err)
+				assert.Equal(t, own(caller), grant)
 			} else {
 				requireKind(t, *row.want, err)
 			}
 		})
 	}
-	assert.NoError(t, authorise(nil, caller))
-	assert.NoError(t, authorise(&structpb.Struct{Fields: map[string]*structpb.Value{keyCertSigner: {}, keyImpersonated: nil}}, caller))
+	for _, md := range []*structpb.Struct{nil, {Fields: map[string]*structpb.Value{keyCertSigner: {}, keyImpersonated: nil}}} {
+		grant, err := server.authorise(t.Context(), md, caller)
+		assert.NoError(t, err)
+		assert.Equal(t, own(caller), grant)
+	}
 }
 
 // FuzzMetadata: whatever a client packs into its metadata, it gets no identity but its own, and no
@@ -60,15 +65,18 @@ func FuzzMetadata(f *testing.F) {
 	}
 	f.Add([]byte("\x0a\x00"))
 	caller := &Caller{ID: alice}
+	server := &Server{cfg: Config{TrustDomain: alice.TrustDomain()}}
 	f.Fuzz(func(t *testing.T, wire []byte) {
 		var md structpb.Struct
 		if proto.Unmarshal(wire, &md) != nil {
 			return
 		}
-		if err := authorise(&md, caller); err != nil {
+		grant, err := server.authorise(t.Context(), &md, caller)
+		if err != nil {
 			requireOneOf(t, err, kindMalformed, kindIdentity, kindCertSigner)
 			return
 		}
+		require.Equal(t, own(caller), grant)
 		require.Contains(t, []any{nil, "", alice.String()}, md.GetFields()[keyImpersonated].AsInterface())
 		require.Contains(t, []any{nil, ""}, md.GetFields()[keyCertSigner].AsInterface())
 	})
@@ -78,8 +86,8 @@ func TestAnnotations(t *testing.T) {
 	assert.Equal(t, map[string]string{
 		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice",
 		"signet.dev/pod": "p", "signet.dev/pod-uid": "u", "signet.dev/node": "n",
-	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice", PodName: "p", PodUID: "u", NodeName: "n"}, "192.0.2.1"))
+	}, annotations(&Caller{Namespace: "foo", ServiceAccount: "alice", PodName: "p", PodUID: "u", NodeName: "n"}, Grant{ID: alice}, "192.0.2.1"))
 	assert.Equal(t, map[string]string{
 		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice", "signet.dev/address": "192.0.2.1",
-	}, annotations(&Caller{ID: alice, Namespace: "foo", ServiceAccount: "alice"}, "192.0.2.1"))
+	}, annotations(&Caller{Namespace: "foo", ServiceAccount: "alice"}, Grant{ID: alice}, "192.0.2.1"))
 }

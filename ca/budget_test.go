@@ -17,13 +17,13 @@ func TestBudgetHoldsForThoseThatWaitedTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAdmission(AdmissionConfig{InFlight: 1, PerCallerPerMinute: 2})
 		caller := &Caller{ID: alice, Namespace: "foo", PodUID: "pod"}
-		first, err := a.admit(t.Context(), caller)
+		first, err := a.admit(t.Context(), caller, own(caller))
 		require.NoError(t, err)
 		var group sync.WaitGroup
 		var admitted, refused atomic.Int64
 		for range 8 {
 			group.Go(func() {
-				release, err := a.admit(t.Context(), caller)
+				release, err := a.admit(t.Context(), caller, own(caller))
 				if err != nil {
 					assert.Equal(t, kindBudget, refuse(err).kind)
 					assert.Equal(t, codes.ResourceExhausted, refuse(err).code)

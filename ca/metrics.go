@@ -9,12 +9,10 @@ import (
 
 // metrics are those of the endpoint. Durations are in seconds; no label holds an identity.
 type metrics struct {
-	requests     *prometheus.CounterVec
-	duration     *prometheus.HistogramVec
-	steps        *prometheus.HistogramVec
-	lifetime     prometheus.Histogram
-	tokenReviews *prometheus.CounterVec
-	tokenCache   *prometheus.CounterVec
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	steps    *prometheus.HistogramVec
+	lifetime prometheus.Histogram
 }
 
 // outcomeIssued is the outcome of a request that was answered with a certificate; its reason is "".
@@ -36,24 +34,34 @@ func newMetrics(reg prometheus.Registerer, open *atomic.Int64) *metrics {
 			Name: "request_duration_seconds", Help: "Time from arrival to answer, by outcome.", Buckets: latency,
 		}, []string{"outcome"}),
 		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "request_step_duration_seconds", Help: "Time of each step: authenticate, check, queue, sign, record.", Buckets: latency,
+			Name: "request_step_duration_seconds", Help: "Time of each step: authenticate, authorise, check, queue, sign, record.", Buckets: latency,
 		}, []string{"step"}),
 		lifetime: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "issued_lifetime_seconds",
 			Help:    "Lifetime of issued certificates, as the issuer gave it.",
 			Buckets: []float64{60, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 24*3600 + 60, 48 * 3600, 7 * 86400, 30 * 86400, 90 * 86400},
 		}),
-		tokenReviews: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "token_reviews_total", Help: "TokenReviews made, by result: accepted, rejected, error.",
-		}, []string{"result"}),
-		tokenCache: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "token_cache_hits_total", Help: "Tokens that needed no review of their own, by what answered: accepted, rejected, joined.",
-		}, []string{"entry"}),
 	}
-	reg.MustRegister(m.requests, m.duration, m.steps, m.lifetime, m.tokenReviews, m.tokenCache,
+	reg.MustRegister(m.requests, m.duration, m.steps, m.lifetime,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "requests_in_flight", Help: "Requests that have arrived and are not answered yet.",
 		}, func() float64 { return float64(open.Load()) }))
+	return m
+}
+
+// reviewMetrics are those of token reviews.
+type reviewMetrics struct{ reviews, cache *prometheus.CounterVec }
+
+func newReviewMetrics(reg prometheus.Registerer) *reviewMetrics {
+	m := &reviewMetrics{
+		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "token_reviews_total", Help: "TokenReviews made, by result: accepted, rejected, error.",
+		}, []string{"result"}),
+		cache: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "token_cache_hits_total", Help: "Tokens that needed no review of their own, by what answered: accepted, rejected, joined.",
+		}, []string{"entry"}),
+	}
+	reg.MustRegister(m.reviews, m.cache)
 	return m
 }
 

@@ -32,6 +32,7 @@ var (
 	kindTokenRejected  = kind{"token_rejected", codes.Unauthenticated, textAuthentication}
 	kindTokenAudience  = kind{"token_audience", codes.Unauthenticated, textAuthentication}
 	kindNotServiceAcct = kind{"not_a_service_account", codes.Unauthenticated, textAuthentication}
+	kindTwoIdentities  = kind{"two_identities", codes.Unauthenticated, textAuthentication}
 	kindUnknownCluster = kind{"unknown_cluster", codes.Unauthenticated, textAuthentication}
 	kindReviewFailed   = kind{"review_failed", codes.Unavailable, "tokens can't be checked at the moment; try again"}
 )

@@ -23,7 +23,8 @@ import (
 var allKinds = map[*kind]codes.Code{
 	&kindNoToken: codes.Unauthenticated, &kindTokenShape: codes.Unauthenticated, &kindTokenRejected: codes.Unauthenticated,
 	&kindTokenAudience: codes.Unauthenticated, &kindNotServiceAcct: codes.Unauthenticated, &kindUnknownCluster: codes.Unauthenticated,
-	&kindReviewFailed: codes.Unavailable,
+	&kindTwoIdentities: codes.Unauthenticated,
+	&kindReviewFailed:  codes.Unavailable,
 
 	&kindNotArrived: codes.DeadlineExceeded, &kindTooLarge: codes.InvalidArgument, &kindMalformed: codes.InvalidArgument, &kindCSRMalformed: codes.InvalidArgument,
 	&kindCSRSignature: codes.InvalidArgument, &kindCSRKey: codes.InvalidArgument, &kindCSRSubject: codes.InvalidArgument,

@@ -11,6 +11,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,11 +25,10 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/protobuf/types/known/structpb"
 	istioca "istio.io/api/security/v1alpha1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/signer"
 )
@@ -40,8 +40,9 @@ type Signer interface {
 
 // Issuance is one certificate that was issued.
 type Issuance struct {
-	// Caller is who asked for it, from Address.
+	// Caller is who asked for it, from Address, and Grant what it was given.
 	Caller  *Caller
+	Grant   Grant
 	Address string
 	// Requested is the lifetime that was asked for, 0 where the caller left it to us.
 	Requested time.Duration
@@ -71,7 +72,8 @@ type Recorder interface {
 // Server answers CreateCertificate. Safe for concurrent use.
 type Server struct {
 	cfg       Config
-	authn     Authenticator
+	authn     *authentication
+	nodes     NodeAuthoriser
 	signer    Signer
 	recorder  Recorder
 	policy    csrPolicy
@@ -86,12 +88,24 @@ type Server struct {
 	stopping  atomic.Bool
 }
 
-// New makes a Server that authenticates with service account tokens, reviewed through reviews.
-func New(cfg Config, reviews client.Client, sign Signer, recorder Recorder, log *slog.Logger, reg prometheus.Registerer) *Server {
+// Parts are what a [Server] works with.
+type Parts struct {
+	// Authenticators prove who calls.
+	Authenticators Authenticators
+	// Nodes says who may ask for the pods beside it; nil where nobody may.
+	Nodes    NodeAuthoriser
+	Signer   Signer
+	Recorder Recorder
+}
+
+// New makes a Server.
+func New(cfg Config, parts Parts, log *slog.Logger, reg prometheus.Registerer) *Server {
 	s := &Server{
 		cfg:       cfg,
-		signer:    sign,
-		recorder:  recorder,
+		authn:     newAuthentication(parts.Authenticators, reg),
+		nodes:     parts.Nodes,
+		signer:    parts.Signer,
+		recorder:  parts.Recorder,
 		policy:    csrPolicy{keys: cfg.keys(), usages: cfg.Usages},
 		receiving: newQueue(receiving, receivingPerAddress, maxReceiveWaiting),
 		admission: newAdmission(cfg.Admission),
@@ -99,10 +113,7 @@ func New(cfg Config, reviews client.Client, sign Signer, recorder Recorder, log 
 		refusals:  rate.NewLimiter(20, 200),
 	}
 	s.metrics = newMetrics(reg, &s.open)
-	reviewer := newReviewer(cfg, reviews, s.metrics)
-	s.authn = reviewer
 	watchQueue(reg, "receive", s.receiving)
-	watchQueue(reg, "review", reviewer.queue)
 	watchQueue(reg, "sign", s.admission.queue)
 	return s
 }
@@ -123,7 +134,9 @@ type exchange struct {
 	began   time.Time
 	address string
 	agent   string // the client's user-agent
+	tried   string // what became of the caller's credentials
 	caller  *Caller
+	grant   Grant
 	chain   *signer.Chain
 
 	requested, lifetime time.Duration // as asked for, and as granted
@@ -164,10 +177,12 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	x.address = peerAddress(ctx)
 
 	// 1. What costs nothing: a token of the right shape, a message of bounded size, a CSR that parses.
-	token, err := bearerToken(md)
-	if err != nil {
-		return nil, err
+	proofs := Credentials{Certificates: s.clientCertificates(ctx), Cluster: clusterID(md), Address: x.address}
+	token, tokenErr := bearerToken(md)
+	if tokenErr != nil && len(proofs.Certificates) == 0 {
+		return nil, tokenErr
 	}
+	proofs.Token = token
 	request, err := s.receive(ctx, stream, x.address)
 	if err != nil {
 		return nil, err
@@ -179,20 +194,23 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 
 	// 2. Who calls.
 	step := time.Now()
-	x.caller, err = s.authn.Authenticate(ctx, Credentials{Token: token, Cluster: clusterID(md), Address: x.address})
+	x.caller, x.tried, err = s.authn.authenticate(ctx, proofs, tokenErr)
 	s.metrics.observe("authenticate", step)
 	if err != nil {
 		return nil, err
 	}
 
-	// 3. Whether the caller may have the identity it asks for.
+	// 3. What the caller may be given, and whether that is what it asks for.
 	step = time.Now()
-	id := x.caller.ID
-	if err := authorise(request.GetMetadata(), x.caller); err != nil {
+	x.grant, err = s.authorise(ctx, request.GetMetadata(), x.caller)
+	s.metrics.observe("authorise", step)
+	if err != nil {
 		return nil, err
 	}
+	step = time.Now()
+	id := x.grant.ID
 	if other := otherIdentity(csr, id); !other.IsZero() {
-		return nil, kindIdentity.because("the CSR asks for %s, the caller is %s", other, id)
+		return nil, kindIdentity.because("the CSR asks for %s, the caller %s may have %s", other, x.caller.ID, id)
 	}
 
 	// 4. Whether the CSR is one that may be signed, and for how long.
@@ -207,7 +225,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 
 	// 5. Whether it is the caller's turn.
 	step = time.Now()
-	release, err := s.admission.admit(ctx, x.caller)
+	release, err := s.admission.admit(ctx, x.caller, x.grant)
 	s.metrics.observe("queue", step)
 	if err != nil {
 		return nil, err
@@ -228,7 +246,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 		Lifetime:    x.lifetime,
 		MaxLifetime: s.cfg.Lifetime.withDefaults().Max.Or(0),
 		For:         signer.ForWorkload,
-		Annotations: annotations(x.caller, x.address),
+		Annotations: annotations(x.caller, x.grant, x.address),
 	})
 	s.metrics.observe("sign", step)
 	if err != nil {
@@ -238,7 +256,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	// 7. Record, also for a caller that has left.
 	s.issued(x)
 	step = time.Now()
-	err = s.recorder.Record(signing, Issuance{Caller: x.caller, Address: x.address, Requested: x.requested, Chain: x.chain})
+	err = s.recorder.Record(signing, Issuance{Caller: x.caller, Grant: x.grant, Address: x.address, Requested: x.requested, Chain: x.chain})
 	s.metrics.observe("record", step)
 	switch {
 	case errors.Is(err, signer.ErrUntrusted):
@@ -251,61 +269,21 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	return &istioca.IstioCertificateResponse{CertChain: append(x.chain.PEM(), x.chain.Anchors.PEM())}, nil
 }
 
-// Keys of a request's metadata that Istio's clients send (R14: others are passed over).
-const (
-	keyImpersonated = "ImpersonatedIdentity"
-	keyCertSigner   = "CertSigner"
-)
-
-// authorise decides whether the caller may ask as it does. Node proxies that ask for the pods beside
-// them are not served yet, so that an identity asked for must be the caller's own (R25).
-func authorise(md *structpb.Struct, caller *Caller) error {
-	impersonated, err := metadataText(md, keyImpersonated)
-	if err != nil {
-		return err
-	}
-	if impersonated != "" && impersonated != caller.ID.String() {
-		return kindIdentity.because("%s may not ask for %q", caller.ID, shorten(impersonated))
-	}
-	certSigner, err := metadataText(md, keyCertSigner)
-	if err != nil {
-		return err
-	}
-	if certSigner != "" {
-		return kindCertSigner.because("%s asks for signer %q; none is offered by name", caller.ID, shorten(certSigner))
-	}
-	return nil
-}
-
-// metadataText is a value of the request's metadata, "" where there is none.
-func metadataText(md *structpb.Struct, key string) (string, error) {
-	value, ok := md.GetFields()[key]
-	if !ok {
-		return "", nil
-	}
-	switch v := value.GetKind().(type) {
-	case *structpb.Value_StringValue:
-		return v.StringValue, nil
-	case *structpb.Value_NullValue, nil:
-		return "", nil
-	}
-	return "", kindMalformed.saying("metadata %s must be a string", key)
-}
-
 // Annotations of CertificateRequests, which say who asked: the service account as namespace/name, the pod and its UID,
-// the node, and the IP address of a caller that isn't known to be a pod.
+// the node, the IP address of a caller that isn't known to be a pod, and "true" where it asked for a pod beside it.
 const (
-	CallerAnnotation  = "signet.dev/caller"
-	PodAnnotation     = "signet.dev/pod"
-	PodUIDAnnotation  = "signet.dev/pod-uid"
-	NodeAnnotation    = "signet.dev/node"
-	AddressAnnotation = "signet.dev/address"
+	CallerAnnotation       = "signet.dev/caller"
+	PodAnnotation          = "signet.dev/pod"
+	PodUIDAnnotation       = "signet.dev/pod-uid"
+	NodeAnnotation         = "signet.dev/node"
+	AddressAnnotation      = "signet.dev/address"
+	ImpersonatedAnnotation = "signet.dev/impersonated"
 )
 
 // annotations say for whom a CertificateRequest is, to approvers, to other replicas and to people.
-func annotations(caller *Caller, address string) map[string]string {
+func annotations(caller *Caller, grant Grant, address string) map[string]string {
 	a := map[string]string{
-		signer.IdentitiesAnnotation: caller.ID.String(),
+		signer.IdentitiesAnnotation: grant.ID.String(),
 		CallerAnnotation:            caller.Namespace + "/" + caller.ServiceAccount,
 	}
 	if caller.PodName != "" {
@@ -317,14 +295,23 @@ func annotations(caller *Caller, address string) map[string]string {
 	if caller.NodeName != "" {
 		a[NodeAnnotation] = caller.NodeName
 	}
+	if grant.Impersonated {
+		a[ImpersonatedAnnotation] = "true"
+	}
 	return a
 }
 
 // facts are what the log says of a request.
 func (x *exchange) facts() []any {
 	facts := []any{"address", x.address, "agent", x.agent, "took_seconds", time.Since(x.began).Seconds()}
+	if x.tried != "" {
+		facts = append(facts, "tried", x.tried)
+	}
 	if x.caller != nil {
 		facts = append(facts, "caller", x.caller.ID.String(), "pod", x.caller.PodName, "node", x.caller.NodeName)
+	}
+	if x.grant.Impersonated {
+		facts = append(facts, "for", x.grant.ID.String())
 	}
 	return facts
 }
@@ -385,6 +372,22 @@ func shorten(text string) string {
 		return text[:most] + "…"
 	}
 	return text
+}
+
+// clientCertificates are those that the client showed in its TLS handshake, leaf first. Nothing of them is verified.
+func (s *Server) clientCertificates(ctx context.Context) []*x509.Certificate {
+	if s.authn.Certificate == nil {
+		return nil
+	}
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return nil
+	}
+	return info.State.PeerCertificates
 }
 
 func peerAddress(ctx context.Context) string {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	lru "k8s.io/apimachinery/pkg/util/cache"
@@ -87,7 +88,7 @@ type Reviewer struct {
 	aliases     []string
 	reviews     client.Client
 	queue       *queue
-	metrics     *metrics
+	metrics     *reviewMetrics
 
 	accepted, rejected *lru.LRUExpireCache // of *Caller and of error, by tokenKey
 
@@ -105,20 +106,23 @@ type reviewFlight struct {
 	err    error
 }
 
-func newReviewer(cfg Config, reviews client.Client, m *metrics) *Reviewer {
+// NewReviewer makes one that reviews through reviews.
+func NewReviewer(cfg Config, reviews client.Client, reg prometheus.Registerer) *Reviewer {
 	token := cfg.Token.withDefaults()
-	return &Reviewer{
+	r := &Reviewer{
 		cfg:         token,
 		trustDomain: cfg.TrustDomain,
 		clusterID:   cfg.clusterID(),
 		aliases:     cfg.ClusterAliases,
 		reviews:     reviews,
 		queue:       newQueue(token.Reviews, token.ReviewsPerAddress, maxReviewsWaiting),
-		metrics:     m,
+		metrics:     newReviewMetrics(reg),
 		accepted:    lru.NewLRUExpireCache(token.CacheEntries),
 		rejected:    lru.NewLRUExpireCache(token.CacheEntries),
 		flights:     make(map[tokenKey]*reviewFlight),
 	}
+	watchQueue(reg, "review", r.queue)
+	return r
 }
 
 // maxReviewsWaiting bounds those who wait for a review; each holds one request's memory.
@@ -156,7 +160,7 @@ func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, er
 		flight.caller, flight.err = r.review(context.WithoutCancel(ctx), key, c)
 		return flight.caller, flight.err
 	}
-	r.metrics.tokenCache.WithLabelValues("joined").Inc()
+	r.metrics.cache.WithLabelValues("joined").Inc()
 	select {
 	case <-flight.done:
 		return flight.caller, flight.err
@@ -171,11 +175,11 @@ func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, er
 // known is what the caches say of a token.
 func (r *Reviewer) known(key tokenKey) (caller *Caller, err error, known bool) {
 	if caller, ok := r.accepted.Get(key); ok {
-		r.metrics.tokenCache.WithLabelValues("accepted").Inc()
+		r.metrics.cache.WithLabelValues("accepted").Inc()
 		return caller.(*Caller), nil, true
 	}
 	if err, ok := r.rejected.Get(key); ok {
-		r.metrics.tokenCache.WithLabelValues("rejected").Inc()
+		r.metrics.cache.WithLabelValues("rejected").Inc()
 		return nil, err.(error), true
 	}
 	return nil, nil, false
@@ -197,16 +201,16 @@ func (r *Reviewer) review(ctx context.Context, key tokenKey, c Credentials) (*Ca
 
 	review := authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: c.Token, Audiences: r.cfg.Audiences}}
 	if err := r.reviews.Create(ctx, &review); err != nil {
-		r.metrics.tokenReviews.WithLabelValues("error").Inc()
+		r.metrics.reviews.WithLabelValues("error").Inc()
 		return nil, kindReviewFailed.because("create TokenReview: %w", err)
 	}
 	caller, err := r.judge(&review.Status)
 	if err != nil {
-		r.metrics.tokenReviews.WithLabelValues("rejected").Inc()
+		r.metrics.reviews.WithLabelValues("rejected").Inc()
 		r.rejected.Add(key, err, r.cfg.CacheRejected.Or(0))
 		return nil, err
 	}
-	r.metrics.tokenReviews.WithLabelValues("accepted").Inc()
+	r.metrics.reviews.WithLabelValues("accepted").Inc()
 	if keep := cacheTime(c.Token, r.cfg.CacheAccepted.Or(0), time.Now()); keep > 0 {
 		r.accepted.Add(key, caller, keep)
 	}

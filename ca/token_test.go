@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +15,7 @@ import (
 
 func newTestReviewer(cfg Config) *Reviewer {
 	cfg.TrustDomain = spiffeid.RequireTrustDomainFromString("cluster.local")
-	return newReviewer(cfg, nil, newMetrics(prometheus.NewRegistry(), new(atomic.Int64)))
+	return NewReviewer(cfg, nil, prometheus.NewRegistry())
 }
 
 // goodStatus is the review of a pod's token.

@@ -244,7 +244,7 @@ func (o *observed) recordOf(request *cmapi.CertificateRequest, issued signer.Iss
 	about := func(key string) string { return request.Annotations[key] }
 	record.Cluster = o.cluster
 	record.Pod, record.PodUID, record.Node = about(ca.PodAnnotation), about(ca.PodUIDAnnotation), about(ca.NodeAnnotation)
-	record.Peer = about(ca.AddressAnnotation)
+	record.Peer, record.Impersonated = about(ca.AddressAnnotation), about(ca.ImpersonatedAnnotation) == "true"
 	return record, nil
 }
 

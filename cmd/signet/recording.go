@@ -77,7 +77,7 @@ func (r *recording) recordOf(i ca.Issuance) (ledger.Issuance, error) {
 	c := i.Caller
 	record.RequestedLifetime = i.Requested
 	record.ServiceAccountUID, record.Credential, record.Cluster, record.Peer = c.ServiceAccountUID, c.CredentialID, c.Cluster, i.Address
-	record.Pod, record.PodUID, record.Node = c.PodName, c.PodUID, c.NodeName
+	record.Pod, record.PodUID, record.Node, record.Impersonated = c.PodName, c.PodUID, c.NodeName, i.Grant.Impersonated
 	record.RequestName, record.RequestUID = i.Chain.Request.Name, string(i.Chain.Request.UID)
 	return record, nil
 }

@@ -120,7 +120,10 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 
 	// ca: the endpoint.
-	server := ca.New(cfg.CA, mgr.GetClient(), sign, recorded, log.With("room", "ca"), ours)
+	server := ca.New(cfg.CA, ca.Parts{
+		Authenticators: ca.Authenticators{Tokens: []ca.TokenAuthenticator{{Name: "review", Authenticator: ca.NewReviewer(cfg.CA, mgr.GetClient(), ours)}}},
+		Signer:         sign, Recorder: recorded,
+	}, log.With("room", "ca"), ours)
 	endpoint := ca.NewEndpoint(server, serving.GetCertificate)
 
 	probes, metrics := http.NewServeMux(), http.NewServeMux()

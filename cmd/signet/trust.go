@@ -303,13 +303,16 @@ func (s *seen) record(i ca.Issuance) {
 func leafOf(i ca.Issuance) rotation.Leaf {
 	leaf := i.Chain.Leaf
 	holder := i.Caller.PodUID
-	if holder == "" {
+	switch {
+	case i.Grant.Impersonated:
+		holder = "node:" + i.Caller.NodeName
+	case holder == "":
 		holder = "sa:" + i.Caller.ServiceAccountUID
 	}
 	return rotation.Leaf{
-		Identity:       i.Caller.ID.String(),
-		Namespace:      i.Caller.Namespace,
-		ServiceAccount: i.Caller.ServiceAccount,
+		Identity:       i.Grant.ID.String(),
+		Namespace:      i.Grant.Namespace,
+		ServiceAccount: i.Grant.ServiceAccount,
 		Holder:         holder,
 		PodName:        i.Caller.PodName,
 		Serial:         fmt.Sprintf("%x", leaf.SerialNumber),

@@ -1,0 +1,100 @@
+package ca
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// Grant is what a caller may be given.
+type Grant struct {
+	// ID is the identity that the certificate names.
+	ID spiffeid.ID
+	// Namespace and ServiceAccount are those of ID.
+	Namespace, ServiceAccount string
+	// Impersonated says that ID isn't the caller's own, but that of a pod beside it.
+	Impersonated bool
+}
+
+// own is the grant of the caller's own identity.
+func own(caller *Caller) Grant {
+	return Grant{ID: caller.ID, Namespace: caller.Namespace, ServiceAccount: caller.ServiceAccount}
+}
+
+// key is whom the grant is counted for by admission: the caller or, where it asks for the pods beside it, each of those
+// identities.
+func (g Grant) key(caller *Caller) string {
+	if g.Impersonated {
+		return caller.key() + ":" + g.ID.String()
+	}
+	return caller.key()
+}
+
+// NodeAuthoriser decides whether a node's proxy may ask for the pods beside it (R24 to R28). Safe for concurrent use.
+type NodeAuthoriser interface {
+	// MayImpersonate returns nil when the caller may have the identity of a service account. The error is a refusal.
+	MayImpersonate(ctx context.Context, caller *Caller, namespace, serviceAccount string) error
+}
+
+// Keys of a request's metadata that Istio's clients send (R14: others are passed over).
+const (
+	keyImpersonated = "ImpersonatedIdentity"
+	keyCertSigner   = "CertSigner"
+)
+
+// authorise decides what the caller may be given. An identity that it asks for is its own, also as a node's proxy sends
+// it (R25), or one that the nodes' authoriser allows.
+func (s *Server) authorise(ctx context.Context, md *structpb.Struct, caller *Caller) (Grant, error) {
+	asked, err := metadataText(md, keyImpersonated)
+	if err != nil {
+		return Grant{}, err
+	}
+	certSigner, err := metadataText(md, keyCertSigner)
+	if err != nil {
+		return Grant{}, err
+	}
+	if certSigner != "" {
+		return Grant{}, kindCertSigner.because("%s asks for signer %q; none is offered by name", caller.ID, shorten(certSigner))
+	}
+	if asked == "" || asked == caller.ID.String() {
+		return own(caller), nil
+	}
+	id, err := spiffeid.FromString(asked)
+	if err != nil {
+		return Grant{}, kindIdentity.because("%s may not ask for %q", caller.ID, shorten(asked))
+	}
+	namespace, account, ok := workloadOf(id)
+	if !ok || id.TrustDomain() != s.cfg.TrustDomain || s.nodes == nil {
+		return Grant{}, kindIdentity.because("%s may not ask for %s", caller.ID, id)
+	}
+	if err := s.nodes.MayImpersonate(ctx, caller, namespace, account); err != nil {
+		return Grant{}, err
+	}
+	return Grant{ID: id, Namespace: namespace, ServiceAccount: account, Impersonated: true}, nil
+}
+
+// workloadOf takes apart the identity of a service account: spiffe://<trust domain>/ns/<namespace>/sa/<name> (R17).
+func workloadOf(id spiffeid.ID) (namespace, serviceAccount string, ok bool) {
+	parts := strings.Split(id.Path(), "/")
+	if len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" {
+		return "", "", false
+	}
+	return parts[2], parts[4], true
+}
+
+// metadataText is a value of the request's metadata, "" where there is none.
+func metadataText(md *structpb.Struct, key string) (string, error) {
+	value, ok := md.GetFields()[key]
+	if !ok {
+		return "", nil
+	}
+	switch v := value.GetKind().(type) {
+	case *structpb.Value_StringValue:
+		return v.StringValue, nil
+	case *structpb.Value_NullValue, nil:
+		return "", nil
+	}
+	return "", kindMalformed.saying("metadata %s must be a string", key)
+}
