@@ -2,10 +2,13 @@ package ca
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/signet-ca/signet/issuer"
 )
 
 // Grant is what a caller may be given.
@@ -16,6 +19,10 @@ type Grant struct {
 	Namespace, ServiceAccount string
 	// Impersonated says that ID isn't the caller's own, but that of a pod beside it.
 	Impersonated bool
+	// Issuer is asked in place of the one in force, where it is set.
+	Issuer issuer.Ref
+	// Lifetime bounds what may be asked for.
+	Lifetime LifetimeConfig
 }
 
 // own is the grant of the caller's own identity.
@@ -55,9 +62,15 @@ func (s *Server) authorise(ctx context.Context, md *structpb.Struct, caller *Cal
 	if err != nil {
 		return Grant{}, err
 	}
-	if certSigner != "" {
-		return Grant{}, kindCertSigner.because("%s asks for signer %q; none is offered by name", caller.ID, shorten(certSigner))
+	grant, err := s.identity(ctx, asked, caller)
+	if err != nil {
+		return Grant{}, err
 	}
+	return s.rule(grant, certSigner)
+}
+
+// identity is what the caller gets that asks for an identity by name, or for none.
+func (s *Server) identity(ctx context.Context, asked string, caller *Caller) (Grant, error) {
 	if asked == "" || asked == caller.ID.String() {
 		return own(caller), nil
 	}
@@ -66,13 +79,29 @@ func (s *Server) authorise(ctx context.Context, md *structpb.Struct, caller *Cal
 		return Grant{}, kindIdentity.because("%s may not ask for %q", caller.ID, shorten(asked))
 	}
 	namespace, account, ok := workloadOf(id)
-	if !ok || id.TrustDomain() != s.cfg.TrustDomain || s.nodes == nil {
+	if !ok || !s.ours(id.TrustDomain()) || s.nodes == nil {
 		return Grant{}, kindIdentity.because("%s may not ask for %s", caller.ID, id)
 	}
 	if err := s.nodes.MayImpersonate(ctx, caller, namespace, account); err != nil {
 		return Grant{}, err
 	}
 	return Grant{ID: id, Namespace: namespace, ServiceAccount: account, Impersonated: true}, nil
+}
+
+// ours says whether a trust domain is ours, by its name or by a former one.
+func (s *Server) ours(td spiffeid.TrustDomain) bool {
+	return td == s.cfg.TrustDomain || slices.Contains(s.cfg.TrustDomainAliases, td.Name())
+}
+
+// alias is the grant of the same service account in the trust domain that a CSR names (R32). It is false where other
+// isn't just that.
+func (s *Server) alias(grant Grant, other spiffeid.ID) (Grant, bool) {
+	namespace, account, ok := workloadOf(other)
+	if !ok || !s.ours(other.TrustDomain()) || namespace != grant.Namespace || account != grant.ServiceAccount {
+		return Grant{}, false
+	}
+	grant.ID = other
+	return grant, true
 }
 
 // workloadOf takes apart the identity of a service account: spiffe://<trust domain>/ns/<namespace>/sa/<name> (R17).

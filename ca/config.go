@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -22,6 +23,12 @@ type Config struct {
 	Token TokenConfig `json:"token,omitempty"`
 	// Lifetime bounds the lifetimes that callers may ask for.
 	Lifetime LifetimeConfig `json:"lifetime,omitempty"`
+	// Rules have other issuers sign for some callers, and bound their lifetimes.
+	Rules []Rule `json:"rules,omitempty"`
+	// TrustDomainAliases are former names of the trust domain. Pods that were injected under one go on asking for it
+	// until they are restarted, and get it for their own namespace and service account (R32). Proxies accept it while
+	// meshConfig.trustDomainAliases has it too.
+	TrustDomainAliases []string `json:"trustDomainAliases,omitempty"`
 	// Keys are the kinds of keys that are certified: RSA (2048 to 8192 bits), ECDSA-P256, ECDSA-P384
 	// and Ed25519. Default all but Ed25519.
 	Keys []string `json:"keys,omitempty"`
@@ -88,6 +95,20 @@ func (c LifetimeConfig) grant(seconds int64) (time.Duration, error) {
 	return time.Duration(seconds) * time.Second, nil
 }
 
+// validate reports what is wrong with c; complete has what c leaves open.
+func (c LifetimeConfig) validate(p setting.Problems, complete LifetimeConfig) {
+	const longest = 10 * 365 * 24 * time.Hour
+	p.Duration("default", c.Default, time.Second, longest)
+	p.Duration("max", c.Max, time.Second, longest)
+	p.Duration("min", c.Min, time.Second, longest)
+	if complete.Default.Or(0) > complete.Max.Or(0) {
+		p.Addf("default", "%s is above max, %s; it must not be", complete.Default.Or(0), complete.Max.Or(0))
+	}
+	if complete.Min.Or(0) > complete.Default.Or(0) {
+		p.Addf("min", "%s is above default, %s; it must not be", complete.Min.Or(0), complete.Default.Or(0))
+	}
+}
+
 // AdmissionConfig bounds what is taken on at once, so that one caller can't keep others waiting.
 type AdmissionConfig struct {
 	// InFlight is how many requests may be with the issuer at once. Default 64.
@@ -136,19 +157,17 @@ func (c Config) Validate(p setting.Problems) {
 	p.Duration("requestTimeout", c.RequestTimeout, time.Second, 5*time.Minute)
 	p.Duration("connectionAge", c.ConnectionAge, time.Second, 30*24*time.Hour)
 
-	const longest = 10 * 365 * 24 * time.Hour
-	lifetime, at := c.Lifetime.withDefaults(), p.At("lifetime")
-	at.Duration("default", c.Lifetime.Default, time.Second, longest)
-	at.Duration("max", c.Lifetime.Max, time.Second, longest)
-	at.Duration("min", c.Lifetime.Min, time.Second, longest)
-	if lifetime.Default.Or(0) > lifetime.Max.Or(0) {
-		at.Addf("default", "%s is above lifetime.max, %s; it must not be", lifetime.Default.Or(0), lifetime.Max.Or(0))
+	c.Lifetime.validate(p.At("lifetime"), c.Lifetime.withDefaults())
+	for n, rule := range c.Rules {
+		rule.validate(p.At(fmt.Sprintf("rules[%d]", n)), c.Lifetime)
 	}
-	if lifetime.Min.Or(0) > lifetime.Default.Or(0) {
-		at.Addf("min", "%s is above lifetime.default, %s; it must not be", lifetime.Min.Or(0), lifetime.Default.Or(0))
+	for n, alias := range c.TrustDomainAliases {
+		if _, err := spiffeid.TrustDomainFromString(alias); err != nil || strings.Contains(alias, "/") {
+			p.Addf(fmt.Sprintf("trustDomainAliases[%d]", n), "%q is not a trust domain; it must be a lower-case name such as cluster.local", alias)
+		}
 	}
 
-	at = p.At("admission")
+	at := p.At("admission")
 	at.Count("inFlight", c.Admission.InFlight, 1, 10_000)
 	at.Count("inFlightPerCaller", c.Admission.InFlightPerCaller, 1, 10_000)
 	at.Duration("queueTime", c.Admission.QueueTime, time.Millisecond, time.Minute)

@@ -71,21 +71,22 @@ type Recorder interface {
 
 // Server answers CreateCertificate. Safe for concurrent use.
 type Server struct {
-	cfg       Config
-	authn     *authentication
-	nodes     NodeAuthoriser
-	signer    Signer
-	recorder  Recorder
-	policy    csrPolicy
-	receiving *queue // of requests whose message is being received
-	admission *admission
-	log       *slog.Logger
-	refusals  *rate.Limiter // of log lines about refusals
-	muted     atomic.Int64  // refusals without a line of their own since the last one
-	metrics   *metrics
-	open      atomic.Int64 // requests that have arrived and are not answered yet
-	listener  atomic.Pointer[net.Addr]
-	stopping  atomic.Bool
+	cfg        Config
+	authn      *authentication
+	nodes      NodeAuthoriser
+	namespaces Namespaces
+	signer     Signer
+	recorder   Recorder
+	policy     csrPolicy
+	receiving  *queue // of requests whose message is being received
+	admission  *admission
+	log        *slog.Logger
+	refusals   *rate.Limiter // of log lines about refusals
+	muted      atomic.Int64  // refusals without a line of their own since the last one
+	metrics    *metrics
+	open       atomic.Int64 // requests that have arrived and are not answered yet
+	listener   atomic.Pointer[net.Addr]
+	stopping   atomic.Bool
 }
 
 // Parts are what a [Server] works with.
@@ -93,24 +94,27 @@ type Parts struct {
 	// Authenticators prove who calls.
 	Authenticators Authenticators
 	// Nodes says who may ask for the pods beside it; nil where nobody may.
-	Nodes    NodeAuthoriser
-	Signer   Signer
-	Recorder Recorder
+	Nodes NodeAuthoriser
+	// Namespaces are needed where a rule goes by their labels.
+	Namespaces Namespaces
+	Signer     Signer
+	Recorder   Recorder
 }
 
 // New makes a Server.
 func New(cfg Config, parts Parts, log *slog.Logger, reg prometheus.Registerer) *Server {
 	s := &Server{
-		cfg:       cfg,
-		authn:     newAuthentication(parts.Authenticators, reg),
-		nodes:     parts.Nodes,
-		signer:    parts.Signer,
-		recorder:  parts.Recorder,
-		policy:    csrPolicy{keys: cfg.keys(), usages: cfg.Usages},
-		receiving: newQueue(receiving, receivingPerAddress, maxReceiveWaiting),
-		admission: newAdmission(cfg.Admission),
-		log:       log,
-		refusals:  rate.NewLimiter(20, 200),
+		cfg:        cfg,
+		authn:      newAuthentication(parts.Authenticators, reg),
+		nodes:      parts.Nodes,
+		namespaces: parts.Namespaces,
+		signer:     parts.Signer,
+		recorder:   parts.Recorder,
+		policy:     csrPolicy{keys: cfg.keys(), usages: cfg.Usages},
+		receiving:  newQueue(receiving, receivingPerAddress, maxReceiveWaiting),
+		admission:  newAdmission(cfg.Admission),
+		log:        log,
+		refusals:   rate.NewLimiter(20, 200),
 	}
 	s.metrics = newMetrics(reg, &s.open)
 	watchQueue(reg, "receive", s.receiving)
@@ -208,17 +212,21 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 		return nil, err
 	}
 	step = time.Now()
-	id := x.grant.ID
-	if other := otherIdentity(csr, id); !other.IsZero() {
-		return nil, kindIdentity.because("the CSR asks for %s, the caller %s may have %s", other, x.caller.ID, id)
+	if other := otherIdentity(csr, x.grant.ID); !other.IsZero() {
+		alias, ok := s.alias(x.grant, other)
+		if !ok {
+			return nil, kindIdentity.because("the CSR asks for %s, the caller %s may have %s", other, x.caller.ID, x.grant.ID)
+		}
+		x.grant = alias
 	}
+	id := x.grant.ID
 
 	// 4. Whether the CSR is one that may be signed, and for how long.
 	if err := s.policy.check(csr, id); err != nil {
 		return nil, err
 	}
 	x.requested = asked(request.GetValidityDuration())
-	if x.lifetime, err = s.cfg.Lifetime.grant(request.GetValidityDuration()); err != nil {
+	if x.lifetime, err = x.grant.Lifetime.grant(request.GetValidityDuration()); err != nil {
 		return nil, err
 	}
 	s.metrics.observe("check", step)
@@ -244,7 +252,8 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 		Names:       signer.IdentityNames(id),
 		Usages:      s.cfg.Usages,
 		Lifetime:    x.lifetime,
-		MaxLifetime: s.cfg.Lifetime.withDefaults().Max.Or(0),
+		MaxLifetime: x.grant.Lifetime.MaxOrDefault(),
+		Issuer:      x.grant.Issuer,
 		For:         signer.ForWorkload,
 		Annotations: annotations(x.caller, x.grant, x.address),
 	})

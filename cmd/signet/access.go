@@ -76,6 +76,10 @@ func rights(cfg Config) []right {
 				right{group: "certificates.k8s.io", resource: "signers", name: issuer.TrustBundleSigner, verbs: []string{"attest"}})
 		}
 	}
+	// Which rules are for a namespace.
+	if cfg.CA.RuledByLabels() {
+		list = append(list, right{resource: "namespaces", verbs: []string{"list", "watch"}})
+	}
 	// Who asks, whether they may, and what there is to tell of.
 	if !cfg.API.Disabled {
 		list = append(list, right{group: "authorization.k8s.io", resource: "subjectaccessreviews", verbs: []string{"create"}})

@@ -78,7 +78,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"unknown two levels down", minimal + "ca: {lifetime: {maximum: 1h}}\n", []string{"ca.lifetime.maximum: unknown field; known here are default, max, min"}},
 		{"unknown below a pointer", "issuer: {name: mesh}\nroots: {secret: {name: a, kay: b}}\n", []string{"roots.secret.kay: unknown field; known here are key, name"}},
 		{"unknown in what has no name in Go", minimal + "metrics: {port: 1}\n", []string{"metrics.port: unknown field; known here are listen"}},
-		{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, clusterAliases, connectionAge, keys, lifetime, listen, requestTimeout, token"}},
+		{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, clusterAliases, connectionAge, keys, lifetime, listen, requestTimeout, rules, token, trustDomainAliases"}},
 		{"not for the file", minimal + "ca: {ShutdownDelay: 1s}\n", []string{"ca.ShutdownDelay: unknown field"}},
 		{"with a dot in its name", minimal + "\"log.level\": debug\n", []string{"log.level"}},
 		{"several at once", minimal + "a: 1\nlog: {b: 1}\n", []string{"a: unknown field", "log.b: unknown field"}},
@@ -102,7 +102,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"drain shorter than a request", minimal + "shutdown: {drain: 10s}\n", []string{"shutdown.drain: 10s is shorter than ca.requestTimeout, 25s; it must not be"}},
 		{"usage twice", minimal + "signer: {usages: [client auth, client auth, server auth]}\n", []string{`signer.usages: "client auth" stands twice; each usage must stand once`}},
 		{"drain", minimal + "shutdown: {drain: 1h}\n", []string{"shutdown.drain: 1h0m0s is out of range; it must be between 1ms and 10m0s"}},
-		{"lifetimes", minimal + "ca: {lifetime: {max: 1h, default: 2h}}\n", []string{"ca.lifetime.default: 2h0m0s is above lifetime.max, 1h0m0s; it must not be"}},
+		{"lifetimes", minimal + "ca: {lifetime: {max: 1h, default: 2h}}\n", []string{"ca.lifetime.default: 2h0m0s is above max, 1h0m0s; it must not be"}},
 		// values
 		{"trust domain in upper case", minimal + "trustDomain: Mesh\n", []string{`trustDomain: "Mesh" is not a trust domain; it must be a lower-case name such as cluster.local`}},
 		{"trust domain as an identity", minimal + "trustDomain: spiffe://mesh\n", []string{`trustDomain: "spiffe://mesh" is not a trust domain`}},

@@ -120,9 +120,15 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 
 	// ca: the endpoint.
+	var namespaces ca.Namespaces
+	if cfg.CA.RuledByLabels() {
+		if namespaces, err = newNamespaceLabels(ctx, mgr.GetCache()); err != nil {
+			return err
+		}
+	}
 	server := ca.New(cfg.CA, ca.Parts{
 		Authenticators: ca.Authenticators{Tokens: []ca.TokenAuthenticator{{Name: "review", Authenticator: ca.NewReviewer(cfg.CA, mgr.GetClient(), ours)}}},
-		Signer:         sign, Recorder: recorded,
+		Namespaces:     namespaces, Signer: sign, Recorder: recorded,
 	}, log.With("room", "ca"), ours)
 	endpoint := ca.NewEndpoint(server, serving.GetCertificate)
 
@@ -233,7 +239,7 @@ func newManager(cfg Config, config *rest.Config, log *slog.Logger) (manager.Mana
 			corev1.SchemeGroupVersion.WithKind("ConfigMap"), corev1.SchemeGroupVersion.WithKind("Secret"),
 		},
 		meta.RESTScopeRoot: {
-			cmapi.SchemeGroupVersion.WithKind("ClusterIssuer"), authenticationv1.SchemeGroupVersion.WithKind("TokenReview"),
+			cmapi.SchemeGroupVersion.WithKind("ClusterIssuer"), namespaceKind, authenticationv1.SchemeGroupVersion.WithKind("TokenReview"),
 			authenticationv1.SchemeGroupVersion.WithKind("SelfSubjectReview"), authorizationv1.SchemeGroupVersion.WithKind("SelfSubjectAccessReview"),
 		},
 	}

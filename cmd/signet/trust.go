@@ -72,7 +72,7 @@ func newTrust(cfg Config, name string, config *rest.Config, objects cache.Cache,
 		firstUse = t.issuing.FirstUse
 	}
 	t.anchors = rotation.NewTrust(own, federated, firstUse, configMaps, issuers, inRotation, reg)
-	longest := cfg.CA.Lifetime.MaxOrDefault() + cfg.CA.RequestTimeout.Or(0)
+	longest := cfg.CA.LongestLifetime() + cfg.CA.RequestTimeout.Or(0)
 	t.replicas = rotation.NewReplicas(name, configMaps, t.anchors, serving, health, longest, inRotation)
 
 	about := corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: cfg.Namespace, Name: rotation.TrustConfigMap}
