@@ -22,9 +22,9 @@ say = @printf '\n== %s (%s)\n' '$(1)' "$$(date +%H:%M:%S)"
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build bin/signet
-	$(call say,building signet)
-	go build -trimpath -o $(BIN)/signet ./cmd/signet
+build: ## build bin/signet and bin/signetctl
+	$(call say,building signet and signetctl)
+	go build -trimpath -o $(BIN)/ ./cmd/signet ./cmd/signetctl
 
 bin: build kube pilot-agent ## build everything that the demo runs: signet, the control plane, Istio's agent
 

@@ -73,7 +73,7 @@ type Coverage struct {
 type Source struct {
 	Name string `json:"name"`
 	Up   bool   `json:"up"`
-	// Reason says why it isn't up.
+	// Reason says why it isn't up, or why nothing comes from it: an API that isn't installed.
 	Reason string `json:"reason,omitempty"`
 }
 
@@ -189,6 +189,7 @@ const (
 	ProblemExpired       ProblemCode = "expired"
 	ProblemSANs          ProblemCode = "unexpected-sans"
 	ProblemSeveralChains ProblemCode = "several-chains"
+	ProblemProbe         ProblemCode = "probe" // what the latest scheduled probe found
 )
 
 // Pod is a pod behind a service.

@@ -24,11 +24,14 @@ const (
 	resourceCertificates = "certificates"
 	resourceIdentities   = "identities"
 	resourceIssuances    = "issuances"
+	resourceGateways     = "gateways"
 	resourceTrust        = "trust"
+	resourceProbes       = "probes"
 
-	verbGet   = "get"
-	verbList  = "list"
-	verbWatch = "watch"
+	verbGet    = "get"
+	verbList   = "list"
+	verbWatch  = "watch"
+	verbCreate = "create"
 )
 
 // authoriser asks the API server what callers may see, and keeps its answers for a while. Safe for concurrent use.
@@ -137,14 +140,16 @@ func shared[T any](ctx context.Context, group *singleflight.Group, key questionK
 	}
 }
 
-// visible are the namespaces of which c may list or watch a resource. With a namespace it is only that one. The error is
-// a *fault: 403 where there is none, 503.
+// visible are the namespaces of which c may list or watch a resource. With a namespace it is only that one, but for
+// gateways, which tell of Secrets in others. The error is a *fault: 403 where there is none, 503.
 func (a *authoriser) visible(ctx context.Context, c *caller, verb, resource, namespace string) (Visible, error) {
 	if namespace != "" {
 		if err := a.must(ctx, c, verb, resource, namespace); err != nil {
 			return nil, err
 		}
-		return someNamespaces{namespace}, nil
+		if resource != resourceGateways {
+			return someNamespaces{namespace}, nil
+		}
 	}
 	all, err := a.may(ctx, c, verb, resource, "")
 	if err != nil {
@@ -156,6 +161,10 @@ func (a *authoriser) visible(ctx context.Context, c *caller, verb, resource, nam
 	some, err := a.some(ctx, c, verb, resource)
 	if err != nil {
 		return nil, err
+	}
+	if namespace != "" && !some.Namespace(namespace) { // it isn't known of yet
+		some = append(slices.Clone(some), namespace)
+		slices.Sort(some)
 	}
 	if len(some) == 0 {
 		return nil, forbidden(c, verb, resource, "in any namespace")

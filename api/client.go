@@ -2,6 +2,7 @@ package api
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -110,6 +111,19 @@ func (c *Client) Expiring(ctx context.Context, q CertificateQuery) (*Certificate
 // Trust is whom the mesh trusts.
 func (c *Client) Trust(ctx context.Context) (*Trust, error) {
 	return get[Trust](ctx, c, nil, "v1", "trust")
+}
+
+// Probe asks which certificates the pods behind a service really serve.
+func (c *Client) Probe(ctx context.Context, q ProbeRequest) (*Probe, error) {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("write request of a probe: %w", err)
+	}
+	response, err := c.send(ctx, http.MethodPost, body, nil, "application/json", "v1", "probes")
+	if err != nil {
+		return nil, err
+	}
+	return read[Probe](response)
 }
 
 // AllServices goes through all pages from q.Continue on. It ends with the first error.
@@ -250,8 +264,13 @@ func issuanceParams(q IssuanceQuery) url.Values {
 	return params
 }
 
-// ask sends a request for the path of these parts, each of which may hold any character.
+// ask gets what is at the path of these parts, each of which may hold any character.
 func (c *Client) ask(ctx context.Context, params url.Values, accept string, path ...string) (*http.Response, error) {
+	return c.send(ctx, http.MethodGet, nil, params, accept, path...)
+}
+
+// send is ask with any method, and with a body of JSON where it isn't nil.
+func (c *Client) send(ctx context.Context, method string, body []byte, params url.Values, accept string, path ...string) (*http.Response, error) {
 	at := *c.base
 	raw := strings.TrimSuffix(at.EscapedPath(), "/")
 	for _, part := range path {
@@ -262,11 +281,14 @@ func (c *Client) ask(ctx context.Context, params url.Values, accept string, path
 		return nil, err
 	}
 	at.Path, at.RawPath, at.RawQuery = plain, raw, params.Encode()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
+	request, err := http.NewRequestWithContext(ctx, method, at.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Accept", accept)
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
 	response, err := c.http.Do(request)
 	if err != nil {
 		return nil, err
@@ -303,6 +325,11 @@ func get[T any](ctx context.Context, c *Client, params url.Values, path ...strin
 	if err != nil {
 		return nil, err
 	}
+	return read[T](response)
+}
+
+// read is the body of an answer, which it closes.
+func read[T any](response *http.Response) (*T, error) {
 	defer response.Body.Close()
 	var value T
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxResponseBytes)).Decode(&value); err != nil {

@@ -3,7 +3,7 @@ package api
 import (
 	"bytes"
 	"crypto/sha256"
-	_ "embed"
+	"embed"
 	"encoding/base64"
 	"fmt"
 	"go/ast"
@@ -21,27 +21,37 @@ import (
 
 // The wire types are described where they are declared; the OpenAPI document says the same, because it is read from
 // there.
-var (
-	//go:embed api.go
-	typesSource string
-	//go:embed watch.go
-	eventsSource string
-)
+//
+//go:embed api.go gateways.go probes.go watch.go
+var typesSources embed.FS
 
 // describeTypes adds to the schemas what the comments of their Go types say, and the values that there are.
 func describeTypes(schemas huma.Registry) error {
-	for name, source := range map[string]string{"api.go": typesSource, "watch.go": eventsSource} {
-		file, err := parser.ParseFile(token.NewFileSet(), name, source, parser.ParseComments|parser.SkipObjectResolution)
+	sources, err := typesSources.ReadDir(".")
+	if err != nil {
+		return fmt.Errorf("list the sources of the wire types: %w", err)
+	}
+	var files []*ast.File
+	values := make(map[string][]any) // of constants, by their type
+	for _, source := range sources {
+		code, err := typesSources.ReadFile(source.Name())
 		if err != nil {
-			return fmt.Errorf("read comments of %s: %w", name, err)
+			return fmt.Errorf("read %s: %w", source.Name(), err)
 		}
-		describeFile(schemas, file)
+		file, err := parser.ParseFile(token.NewFileSet(), source.Name(), code, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			return fmt.Errorf("read comments of %s: %w", source.Name(), err)
+		}
+		files = append(files, file)
+		addValues(values, file)
+	}
+	for _, file := range files {
+		describeFile(schemas, file, values)
 	}
 	return nil
 }
 
-func describeFile(schemas huma.Registry, file *ast.File) {
-	values := valuesOf(file)
+func describeFile(schemas huma.Registry, file *ast.File, values map[string][]any) {
 	for _, declaration := range file.Decls {
 		general, ok := declaration.(*ast.GenDecl)
 		if !ok || general.Tok != token.TYPE {
@@ -91,9 +101,8 @@ func describeFields(schema *huma.Schema, shape *ast.StructType, values map[strin
 	}
 }
 
-// valuesOf are the constants of each type.
-func valuesOf(file *ast.File) map[string][]any {
-	values := make(map[string][]any)
+// addValues adds the constants of each type.
+func addValues(values map[string][]any, file *ast.File) {
 	for _, declaration := range file.Decls {
 		general, ok := declaration.(*ast.GenDecl)
 		if !ok || general.Tok != token.CONST {
@@ -114,7 +123,6 @@ func valuesOf(file *ast.File) map[string][]any {
 			}
 		}
 	}
-	return values
 }
 
 func text(comments ...*ast.CommentGroup) string {
@@ -143,25 +151,30 @@ func renderDocs(api *huma.OpenAPI) (page []byte, policy string, err error) {
 	}
 	type operation struct {
 		*huma.Operation
+		Asks    string // the body
 		Answer  string
 		Streams string
 	}
 	var operations []operation
 	for _, path := range slices.Sorted(maps.Keys(api.Paths)) {
-		get := api.Paths[path].Get
-		if get == nil {
-			continue
-		}
-		op := operation{Operation: get}
-		for kind, media := range get.Responses["200"].Content {
-			name := media.Schema.Ref[strings.LastIndex(media.Schema.Ref, "/")+1:]
-			if kind == "application/json" {
-				op.Answer = name
-			} else {
-				op.Streams = name
+		for _, each := range []*huma.Operation{api.Paths[path].Get, api.Paths[path].Post} {
+			if each == nil {
+				continue
 			}
+			op := operation{Operation: each}
+			for kind, media := range each.Responses["200"].Content {
+				_, name := kindOf(media.Schema)
+				if kind == "application/json" {
+					op.Answer = name
+				} else {
+					op.Streams = name
+				}
+			}
+			if each.RequestBody != nil {
+				_, op.Asks = kindOf(each.RequestBody.Content["application/json"].Schema)
+			}
+			operations = append(operations, op)
 		}
-		operations = append(operations, op)
 	}
 	var schemas []schema
 	all := api.Components.Schemas.Map()

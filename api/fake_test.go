@@ -28,6 +28,7 @@ type data struct {
 	services     []Service
 	certificates []Certificate
 	issuances    []Issuance // the latest first
+	gateways     []GatewayObject
 	trust        Trust
 	err          error
 	changed      chan struct{}
@@ -178,6 +179,16 @@ func (d *data) Issuances(ctx context.Context, q IssuanceQuery) (*IssuanceList, e
 		return i.Refusal.Namespace
 	})
 	return &IssuanceList{list, items}, err
+}
+
+func (d *data) Gateways(ctx context.Context, q GatewayQuery) (*GatewayList, error) {
+	err := d.begin(ctx, q)
+	defer d.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	items, list, err := part(d.gateways, q.Page, q.Visible, q.Namespace, func(g GatewayObject) string { return g.Namespace })
+	return &GatewayList{list, items}, err
 }
 
 func (d *data) Trust(ctx context.Context) (*Trust, error) {

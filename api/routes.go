@@ -139,11 +139,15 @@ func (s *Server) route() error {
 		s.rights(verbList, resourceIssuances), s.listIssuances)
 	add(api, "list-expiring", "/v1/expiring", "Live certificates that end soon, the earliest first.",
 		s.rights(verbList, resourceCertificates), s.listExpiring)
+	add(api, "list-gateways", "/v1/gateways", "Gateways with the certificates that their listeners show, by namespace and name.",
+		s.rights(verbList, resourceGateways)+" What belongs to namespaces that the caller may not see is left out of their certificates.", s.listGateways)
 	add(api, "get-trust", "/v1/trust", "Whom the mesh trusts and who signs.",
 		s.rights(verbGet, resourceTrust)+" It is of the whole cluster.", s.getTrust)
+	s.routeProbes(api)
 	describeWatch[Service](api, "/v1/services")
 	describeWatch[Certificate](api, "/v1/certificates")
 	describeWatch[Issuance](api, "/v1/issuances")
+	describeWatch[GatewayObject](api, "/v1/gateways")
 	api.OpenAPI().Components.Schemas.Map()["ErrorModel"].Description = "Why there is no success: problem details of RFC 9457."
 	if err := describeTypes(api.OpenAPI().Components.Schemas); err != nil {
 		return err
@@ -176,15 +180,27 @@ func (s *Server) rights(verb, resource string) string {
 }
 
 func add[I, O any](api huma.API, id, path, summary, description string, handler func(context.Context, *I) (*output[O], error)) {
-	huma.Register(api, huma.Operation{
+	register(api, readOperation(id, path, summary, description), handler)
+}
+
+// readOperation is one that only reads.
+func readOperation(id, path, summary, description string) huma.Operation {
+	return huma.Operation{
 		OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Description: description,
 		Errors: []int{
 			http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound,
 			http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusServiceUnavailable,
 		},
-	}, func(ctx context.Context, in *I) (*output[O], error) {
+	}
+}
+
+func register[I, O any](api huma.API, operation huma.Operation, handler func(context.Context, *I) (*output[O], error)) {
+	huma.Register(api, operation, func(ctx context.Context, in *I) (*output[O], error) {
 		out, err := handler(ctx, in)
 		if err == nil {
+			if out != nil { // a watch has answered already
+				callOf(ctx).items = itemsIn(out.Body)
+			}
 			return out, nil
 		}
 		// The answer is made here, because huma would put the text of a cause into it.
@@ -353,7 +369,19 @@ func (s *Server) getService(ctx context.Context, in *serviceInput) (*output[Serv
 	if err := s.authz.must(ctx, c.caller, verbGet, resourceServices, in.Namespace); err != nil {
 		return nil, err
 	}
-	return one(ctx, fmt.Sprintf("service %s/%s", in.Namespace, in.Name), func() (*Service, error) { return s.views.Service(ctx, in.Namespace, in.Name) })
+	return one(ctx, fmt.Sprintf("service %s/%s", in.Namespace, in.Name), func() (*Service, error) {
+		found, err := s.views.Service(ctx, in.Namespace, in.Name)
+		if err != nil || s.prober == nil {
+			return found, err
+		}
+		problems := s.prober.Problems(in.Namespace, in.Name)
+		if len(problems) == 0 {
+			return found, nil
+		}
+		whole := *found
+		whole.Problems = append(slices.Clone(found.Problems), problems...)
+		return &whole, nil
+	})
 }
 
 // getCertificate answers who may not see every namespace in the same way whether the certificate is that of another

@@ -34,6 +34,12 @@ type call struct {
 	answer *answer
 	caller *caller
 
+	// For the audit.
+	begin  time.Time
+	route  string        // pattern of the path, empty until it is known
+	routed *http.Request // as its handler got it, with the values of the path; nil where none did
+	items  int64         // objects that were answered
+
 	atWork bool   // holds a place in Server.working
 	leave  func() // gives back what was taken to let it in
 }
@@ -67,12 +73,17 @@ func (c *call) rest() {
 // ServeHTTP answers one request. Every answer that is no success has [ProblemDetails].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
-	c := &call{server: s, r: r, answer: &answer{w: w}, leave: func() {}}
+	c := &call{server: s, r: r, answer: &answer{w: w}, leave: func() {}, begin: begin}
 	route := "other"
 	defer func() {
 		c.rest()
 		c.leave()
 		s.metrics.answered(route, c.answer.code(), time.Since(begin), c.answer.streamed)
+		if c.answer.streamed {
+			c.tell(WatchEnded)
+		} else {
+			c.tell("")
+		}
 	}()
 	defer func() {
 		if trouble := recover(); trouble != nil {
@@ -91,6 +102,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if pattern != "" && clean(r.URL.EscapedPath()) {
 		route = pattern
 	}
+	c.route = route
 	s.admit(c, route)
 	if c.answer.streamed {
 		return
@@ -161,7 +173,8 @@ func (s *Server) admit(c *call, route string) {
 		}
 		c.leave = func() { s.inFlight.leaveAs(caller.name); s.inFlight.leave() }
 	}
-	s.handlers.ServeHTTP(c.answer, r.WithContext(ctx))
+	c.routed = r.WithContext(ctx)
+	s.handlers.ServeHTTP(c.answer, c.routed)
 }
 
 // maxBodyBytes bounds the body of a request.
@@ -181,6 +194,7 @@ type answer struct {
 	status   int
 	body     bytes.Buffer
 	streamed bool
+	sent     int64 // bytes of the body
 }
 
 func (a *answer) Header() http.Header { return a.w.Header() }
@@ -262,10 +276,11 @@ func (a *answer) send(r *http.Request) error {
 		a.Header().Set("Content-Length", strconv.Itoa(a.body.Len()))
 	}
 	a.w.WriteHeader(a.code())
-	if r.Method == http.MethodHead {
+	if r.Method == http.MethodHead || a.code() == http.StatusNotModified { // neither takes a body, not even an empty one
 		return nil
 	}
-	_, err := a.w.Write(a.body.Bytes())
+	n, err := a.w.Write(a.body.Bytes())
+	a.sent += int64(n)
 	return err
 }
 

@@ -101,6 +101,8 @@ type Server struct {
 	authz       *authoriser
 	handlers    *http.ServeMux
 	openapi     []byte
+	prober      Prober  // nil where there are no probes
+	auditor     Auditor // nil where nobody is told who reads what
 
 	inFlight, watches *slots
 	working           chan struct{} // holds one for each request that uses the CPU

@@ -286,6 +286,8 @@ func TestRightsAreAskedPrecisely(t *testing.T) {
 		"/v1/expiring":                   "list/certificates",
 		"/v1/identities/spiffe:%2F%2Ftd%2Fns%2Fone%2Fsa%2Fa": "get/identities",
 		"/v1/issuances":               "list/issuances",
+		"/v1/gateways":                "list/gateways",
+		"/v1/gateways?watch=true":     "watch/gateways",
 		"/v1/trust":                   "get/trust",
 		"/v1/services?watch=true":     "watch/services",
 		"/v1/certificates?watch=true": "watch/certificates",
@@ -635,7 +637,7 @@ func TestOpenAPI(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, string(want), string(pretty)+"\n", "go test ./api -run TestOpenAPI -update")
 	assert.Equal(t, "3.1.0", document["openapi"])
-	assert.Len(t, document["paths"], 8)
+	assert.Len(t, document["paths"], 10)
 	for name, schema := range document["components"].(map[string]any)["schemas"].(map[string]any) {
 		if strings.HasPrefix(name, "Error") {
 			continue

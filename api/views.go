@@ -63,8 +63,9 @@ type Views interface {
 	Issuances(ctx context.Context, q IssuanceQuery) (*IssuanceList, error)
 	// Expiring are the live leaves that end within a time, the earliest first.
 	Expiring(ctx context.Context, q CertificateQuery) (*CertificateList, error)
+	Gateways(ctx context.Context, q GatewayQuery) (*GatewayList, error)
 	Trust(ctx context.Context) (*Trust, error)
-	// Changed is closed when an answer of Services or Certificates may have changed. Take it before asking.
+	// Changed is closed when an answer of Services, Certificates or Gateways may have changed. Take it before asking.
 	Changed() <-chan struct{}
 }
 

@@ -45,10 +45,11 @@ type Event[T any] struct {
 	Type EventType `json:"type"`
 	// Item is what was added, or is changed.
 	Item *T `json:"item,omitempty"`
-	// Key is that of what was removed: namespace/name of a service, sha256 of a certificate.
+	// Key is that of what was removed: namespace/name of a service, sha256 of a certificate, namespace/name.api of a
+	// gateway.
 	Key string `json:"key,omitempty"`
 	// Resume goes on behind this line, for two minutes and at the same replica. Elsewhere and later a watch of
-	// services or certificates begins anew, with a reset, and one of issuances goes on from about the same time, where
+	// services, certificates or gateways begins anew, with a reset, and one of issuances goes on from about the same time, where
 	// some lines may come again.
 	Resume string `json:"resume,omitempty"`
 	// Coverage says how complete it is; in lines of type synced.
@@ -270,7 +271,10 @@ func watch[T any](ctx context.Context, paging PageParams, params WatchParams, li
 		w.add(Event[json.RawMessage]{Type: Reset})
 	}
 
+	c.tell(WatchStarted)
+	before := w.state.line
 	err := w.run(c.r.Context())
+	c.items = int64(w.state.line - before)
 	reason, ok := errors.AsType[*ended](err)
 	if !ok {
 		reason = &ended{"left", newFault(statusClientLeft, "the caller left")}
@@ -485,7 +489,8 @@ func (w *watcher[T]) write() error {
 	begin := time.Now()
 	_ = control.SetWriteDeadline(begin.Add(2 * slow)) // a test's writer has none
 	w.server.metrics.lines.Add(float64(bytes.Count(w.lines.Bytes(), []byte("\n"))))
-	_, err := w.out.Write(w.lines.Bytes())
+	n, err := w.out.Write(w.lines.Bytes())
+	w.call.answer.sent += int64(n)
 	w.lines.Reset()
 	if err == nil {
 		err = control.Flush()

@@ -14,13 +14,16 @@ import (
 type Authenticators struct {
 	// Certificate judges client certificates; nil where they prove nothing.
 	Certificate Authenticator
-	// Tokens are tried in this order, until one knows the token and accepts it.
+	// Tokens are tried in this order, until one knows the token and accepts it, or is the only one that may judge it.
 	Tokens []TokenAuthenticator
 }
 
-// TokenAuthenticator is an [Authenticator] of tokens. Name is one word, a label of metrics.
+// TokenAuthenticator is an [Authenticator] of tokens.
 type TokenAuthenticator struct {
+	// Name is one word, a label of metrics.
 	Name string
+	// Alone says that tokens which concern this one are shown to no other, also where it refuses them.
+	Alone bool
 	Authenticator
 }
 
@@ -72,7 +75,7 @@ func (a *authentication) authenticate(ctx context.Context, c Credentials, tokenS
 				continue
 			}
 			note(t.Name, err)
-			if byToken, tokenErr = found, err; err == nil {
+			if byToken, tokenErr = found, err; err == nil || t.Alone {
 				break
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/metadata"
@@ -22,16 +23,18 @@ type Caller struct {
 	PodName, PodUID, NodeName string
 	// CredentialID tells one token of a service account from another; it is no secret.
 	CredentialID string
-	// Cluster is the ID of the caller's cluster.
+	// Cluster is the ID of the caller's cluster; "" for one that is in none, whom an OIDC issuer vouches for.
 	Cluster string
+	// ProvenAt is when it last proved who it is by something else than the certificate that it renews; zero for now.
+	ProvenAt time.Time
 }
 
 // key is the caller as admission counts it: its pod, or its token where that is bound to none.
 func (c *Caller) key() string {
 	if c.PodUID != "" {
-		return "pod:" + c.PodUID
+		return "pod:" + c.Cluster + ":" + c.PodUID // UIDs are what a cluster says that they are
 	}
-	return "sa:" + c.ServiceAccountUID + ":" + c.CredentialID
+	return "sa:" + c.Cluster + ":" + c.ServiceAccountUID + ":" + c.CredentialID
 }
 
 // Credentials are what came with a request.

@@ -96,7 +96,7 @@ func TestR18_ClusterID(t *testing.T) {
 
 func TestCallerKey(t *testing.T) {
 	bound := Caller{ServiceAccountUID: "sa", PodUID: "pod", CredentialID: "one"}
-	assert.Equal(t, "pod:pod", bound.key())
+	assert.Equal(t, "pod::pod", bound.key())
 	free := Caller{ServiceAccountUID: "sa", CredentialID: "one"}
 	other := Caller{ServiceAccountUID: "sa", CredentialID: "two"}
 	assert.NotEqual(t, free.key(), other.key(), "tokens that are bound to no pod count by themselves")

@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"slices"
 	"strings"
 
@@ -30,10 +31,9 @@ func own(caller *Caller) Grant {
 	return Grant{ID: caller.ID, Namespace: caller.Namespace, ServiceAccount: caller.ServiceAccount}
 }
 
-// key is whom the grant is counted for by admission: the caller or, where it asks for the pods beside it, each of those
-// identities.
+// key is whom the grant is counted for by admission: the caller or, where it asks for others, each of those.
 func (g Grant) key(caller *Caller) string {
-	if g.Impersonated {
+	if g.ID != caller.ID {
 		return caller.key() + ":" + g.ID.String()
 	}
 	return caller.key()
@@ -79,7 +79,7 @@ func (s *Server) identity(ctx context.Context, asked string, caller *Caller) (Gr
 		return Grant{}, kindIdentity.because("%s may not ask for %q", caller.ID, shorten(asked))
 	}
 	namespace, account, ok := workloadOf(id)
-	if !ok || !s.ours(id.TrustDomain()) || s.nodes == nil {
+	if !ok || !s.cfg.ours(id.TrustDomain()) || s.nodes == nil {
 		return Grant{}, kindIdentity.because("%s may not ask for %s", caller.ID, id)
 	}
 	if err := s.nodes.MayImpersonate(ctx, caller, namespace, account); err != nil {
@@ -89,19 +89,23 @@ func (s *Server) identity(ctx context.Context, asked string, caller *Caller) (Gr
 }
 
 // ours says whether a trust domain is ours, by its name or by a former one.
-func (s *Server) ours(td spiffeid.TrustDomain) bool {
-	return td == s.cfg.TrustDomain || slices.Contains(s.cfg.TrustDomainAliases, td.Name())
+func (c Config) ours(td spiffeid.TrustDomain) bool {
+	return td == c.TrustDomain || slices.Contains(c.TrustDomainAliases, td.Name())
 }
 
-// alias is the grant of the same service account in the trust domain that a CSR names (R32). It is false where other
-// isn't just that.
-func (s *Server) alias(grant Grant, other spiffeid.ID) (Grant, bool) {
+// named is the grant of the identity that a CSR names, where that is the same service account in a former trust domain
+// (R32). A CSR that names somebody else is refused; anything else about it is for the CSR's own check.
+func (s *Server) named(grant Grant, csr *x509.CertificateRequest) (Grant, error) {
+	other := otherIdentity(csr, grant.ID)
+	if other.IsZero() {
+		return grant, nil
+	}
 	namespace, account, ok := workloadOf(other)
-	if !ok || !s.ours(other.TrustDomain()) || namespace != grant.Namespace || account != grant.ServiceAccount {
-		return Grant{}, false
+	if !ok || !s.cfg.ours(other.TrustDomain()) || namespace != grant.Namespace || account != grant.ServiceAccount {
+		return Grant{}, kindIdentity.because("the CSR asks for %s, the caller may have %s", other, grant.ID)
 	}
 	grant.ID = other
-	return grant, true
+	return grant, nil
 }
 
 // workloadOf takes apart the identity of a service account: spiffe://<trust domain>/ns/<namespace>/sa/<name> (R17).

@@ -83,11 +83,18 @@ func FuzzMetadata(f *testing.F) {
 }
 
 func TestAnnotations(t *testing.T) {
+	s := &Server{cfg: Config{ClusterID: "east"}}
 	assert.Equal(t, map[string]string{
 		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice",
-		"signet.dev/pod": "p", "signet.dev/pod-uid": "u", "signet.dev/node": "n",
-	}, annotations(&Caller{Namespace: "foo", ServiceAccount: "alice", PodName: "p", PodUID: "u", NodeName: "n"}, Grant{ID: alice}, "192.0.2.1"))
+		"signet.dev/pod": "p", "signet.dev/pod-uid": "u", "signet.dev/node": "n", "signet.dev/caller-uid": "s",
+	}, s.annotations(&Caller{Cluster: "east", Namespace: "foo", ServiceAccount: "alice", ServiceAccountUID: "s", PodName: "p", PodUID: "u", NodeName: "n"}, Grant{ID: alice}, "192.0.2.1"))
 	assert.Equal(t, map[string]string{
-		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice", "signet.dev/address": "192.0.2.1",
-	}, annotations(&Caller{Namespace: "foo", ServiceAccount: "alice"}, Grant{ID: alice}, "192.0.2.1"))
+		"istio.cert-manager.io/identities": alice.String(), "signet.dev/caller": "foo/alice", "signet.dev/address": "192.0.2.1", "signet.dev/caller-uid": "s",
+		"signet.dev/impersonated": "true", "signet.dev/proven-at": "2026-05-01T12:00:00Z",
+	}, s.annotations(&Caller{Cluster: "east", Namespace: "foo", ServiceAccount: "alice", ServiceAccountUID: "s", ProvenAt: certNow}, Grant{ID: alice, Impersonated: true}, "192.0.2.1"))
+	for _, cluster := range []string{"west", ""} {
+		about, ok := s.annotations(&Caller{Cluster: cluster}, Grant{ID: alice}, "")["signet.dev/cluster"]
+		assert.True(t, ok)
+		assert.Equal(t, cluster, about)
+	}
 }

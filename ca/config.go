@@ -9,6 +9,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/signet-ca/signet/ca/clusters"
 	"github.com/signet-ca/signet/setting"
 	"github.com/signet-ca/signet/signer"
 )
@@ -21,6 +22,14 @@ type Config struct {
 	ClusterAliases []string `json:"clusterAliases,omitempty"`
 	// Token is how service account tokens are reviewed.
 	Token TokenConfig `json:"token,omitempty"`
+	// RemoteClusters are those beside our own whose workloads are served.
+	RemoteClusters clusters.Config `json:"remoteClusters,omitempty"`
+	// OIDC are issuers of tokens that name workloads outside of these clusters, such as virtual machines and pipelines.
+	OIDC []OIDCConfig `json:"oidc,omitempty"`
+	// Certificates are those that callers may show in place of a token.
+	Certificates CertificateConfig `json:"certificates,omitempty"`
+	// Registration signs for an istiod that is the mesh's registration authority.
+	Registration RegistrationConfig `json:"registration,omitempty"`
 	// Lifetime bounds the lifetimes that callers may ask for.
 	Lifetime LifetimeConfig `json:"lifetime,omitempty"`
 	// Rules have other issuers sign for some callers, and bound their lifetimes.
@@ -32,6 +41,8 @@ type Config struct {
 	// Keys are the kinds of keys that are certified: RSA (2048 to 8192 bits), ECDSA-P256, ECDSA-P384
 	// and Ed25519. Default all but Ed25519.
 	Keys []string `json:"keys,omitempty"`
+	// Nodes are the proxies, such as ztunnel, that ask for the pods on their node.
+	Nodes NodesConfig `json:"nodes,omitempty"`
 	// Admission bounds what is taken on at once.
 	Admission AdmissionConfig `json:"admission,omitempty"`
 	// RequestTimeout bounds one request from its arrival to its answer, because Istio's clients set no
@@ -124,6 +135,11 @@ type AdmissionConfig struct {
 	QueueLength int `json:"queueLength,omitempty"`
 	// PerCallerPerMinute is how many certificates one caller may ask for in a minute. Default 600.
 	PerCallerPerMinute int `json:"perCallerPerMinute,omitempty"`
+	// InFlightPerNode is how many requests of one node's proxy, for whichever pods, may be on their way to the issuer at once;
+	// further ones wait. Each identity that it asks for is a caller of its own beside that. Default 32; ztunnel sends 8.
+	InFlightPerNode int `json:"inFlightPerNode,omitempty"`
+	// PerNodePerMinute is how many certificates one node's proxy may ask for in a minute. Default 3000.
+	PerNodePerMinute int `json:"perNodePerMinute,omitempty"`
 	// PerNamespacePerMinute is how many the callers of one namespace may ask for together. Default
 	// 30000.
 	PerNamespacePerMinute int `json:"perNamespacePerMinute,omitempty"`
@@ -139,6 +155,8 @@ func (c AdmissionConfig) withDefaults() AdmissionConfig {
 	c.QueueTime = setting.DurationOf(c.QueueTime.Or(10 * time.Second))
 	c.QueueLength = orDefault(c.QueueLength, 10_000)
 	c.PerCallerPerMinute = orDefault(c.PerCallerPerMinute, 600)
+	c.InFlightPerNode = orDefault(c.InFlightPerNode, 32)
+	c.PerNodePerMinute = orDefault(c.PerNodePerMinute, 3000)
 	c.PerNamespacePerMinute = orDefault(c.PerNamespacePerMinute, 30_000)
 	c.Connections = orDefault(c.Connections, 20_000)
 	c.ConnectionsPerAddress = orDefault(c.ConnectionsPerAddress, 500)
@@ -154,6 +172,13 @@ func (c Config) Validate(p setting.Problems) {
 	}
 	p.Address("listen", c.Listen)
 	c.Token.Validate(p.At("token"))
+	c.RemoteClusters.Validate(p.At("remoteClusters"), c.ownNames())
+	for n, issuer := range c.OIDC {
+		issuer.validate(p.At(fmt.Sprintf("oidc[%d]", n)), c.OIDC[:n])
+	}
+	c.Nodes.Validate(p.At("nodes"))
+	c.Certificates.validate(p.At("certificates"))
+	c.Registration.validate(p.At("registration"))
 	p.Duration("requestTimeout", c.RequestTimeout, time.Second, 5*time.Minute)
 	p.Duration("connectionAge", c.ConnectionAge, time.Second, 30*24*time.Hour)
 
@@ -173,6 +198,8 @@ func (c Config) Validate(p setting.Problems) {
 	at.Duration("queueTime", c.Admission.QueueTime, time.Millisecond, time.Minute)
 	at.Count("queueLength", c.Admission.QueueLength, 1, 1_000_000)
 	at.Count("perCallerPerMinute", c.Admission.PerCallerPerMinute, 1, 1_000_000)
+	at.Count("inFlightPerNode", c.Admission.InFlightPerNode, 1, 10_000)
+	at.Count("perNodePerMinute", c.Admission.PerNodePerMinute, 1, 1_000_000)
 	at.Count("perNamespacePerMinute", c.Admission.PerNamespacePerMinute, 1, 10_000_000)
 	at.Count("connections", c.Admission.Connections, 1, 1_000_000)
 	at.Count("connectionsPerAddress", c.Admission.ConnectionsPerAddress, 1, 1_000_000)
@@ -186,6 +213,9 @@ func (c Config) clusterID() string {
 	}
 	return c.ClusterID
 }
+
+// ownNames are the names of our own cluster: its ID and aliases.
+func (c Config) ownNames() []string { return append([]string{c.clusterID()}, c.ClusterAliases...) }
 
 func (c Config) keys() []string {
 	if len(c.Keys) == 0 {

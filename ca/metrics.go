@@ -65,6 +65,43 @@ func newReviewMetrics(reg prometheus.Registerer) *reviewMetrics {
 	return m
 }
 
+// newLocalMetrics registers what becomes of tokens that are verified here.
+func newLocalMetrics(reg prometheus.Registerer) *prometheus.CounterVec {
+	results := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "token_local_total",
+		Help: "Tokens that were looked at without asking the API server, by result: accepted, rejected, reviewed; and by the cause of a rejection, or of a review that was needed after all.",
+	}, []string{"result", "cause"})
+	reg.MustRegister(results)
+	return results
+}
+
+// keysMetrics are those of the keys of tokens.
+type keysMetrics struct{ refreshes *prometheus.CounterVec }
+
+func newKeysMetrics(reg prometheus.Registerer, k *Keys) *keysMetrics {
+	m := &keysMetrics{refreshes: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "token_keys_refreshes_total", Help: "How often the keys of tokens were asked for, by result: ok, error.",
+	}, []string{"result"})}
+	reg.MustRegister(m.refreshes,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "token_keys", Help: "Keys of tokens that are known.",
+		}, func() float64 {
+			if current := k.current.Load(); current != nil {
+				return float64(len(current.keys))
+			}
+			return 0
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "token_keys_timestamp_seconds", Help: "When the keys of tokens were last told, in Unix time; 0 where they never were.",
+		}, func() float64 {
+			if current := k.current.Load(); current != nil {
+				return float64(current.asked.UnixMilli()) / 1000
+			}
+			return 0
+		}))
+	return m
+}
+
 // watchQueue adds the gauges of a queue, which are read when they are scraped.
 func watchQueue(reg prometheus.Registerer, name string, q *queue) {
 	labels := prometheus.Labels{"queue": name}

@@ -23,6 +23,7 @@ type kind struct {
 const (
 	textAuthentication = "authentication failed"
 	textNotReady       = "signing is not possible at the moment; try again"
+	textIdentity       = "the identity asked for is not the caller's"
 )
 
 // Who calls: opaque on the wire (R22), the reason is in the log.
@@ -32,7 +33,17 @@ var (
 	kindTokenRejected  = kind{"token_rejected", codes.Unauthenticated, textAuthentication}
 	kindTokenAudience  = kind{"token_audience", codes.Unauthenticated, textAuthentication}
 	kindNotServiceAcct = kind{"not_a_service_account", codes.Unauthenticated, textAuthentication}
+	kindTokenClaims    = kind{"token_claims", codes.Unauthenticated, textAuthentication}
 	kindTwoIdentities  = kind{"two_identities", codes.Unauthenticated, textAuthentication}
+
+	kindCertificateNames     = kind{"certificate_names", codes.Unauthenticated, textAuthentication}
+	kindCertificateUntrusted = kind{"certificate_untrusted", codes.Unauthenticated, textAuthentication}
+	kindCertificateExpired   = kind{"certificate_expired", codes.Unauthenticated, textAuthentication}
+	kindCertificateRevoked   = kind{"certificate_revoked", codes.Unauthenticated, textAuthentication}
+	kindCertificateUnknown   = kind{"certificate_unknown", codes.Unauthenticated, textAuthentication}
+	kindCertificateHolder    = kind{"certificate_holder", codes.Unauthenticated, textAuthentication}
+	kindCertificateAge       = kind{"certificate_age", codes.Unauthenticated, textAuthentication}
+
 	kindUnknownCluster = kind{"unknown_cluster", codes.Unauthenticated, textAuthentication}
 	kindReviewFailed   = kind{"review_failed", codes.Unavailable, "tokens can't be checked at the moment; try again"}
 )
@@ -49,8 +60,17 @@ var (
 	kindCSRNames      = kind{"csr_names", codes.InvalidArgument, "the CSR must name the caller's SPIFFE ID and nothing else"}
 	kindCSRExtensions = kind{"csr_extensions", codes.InvalidArgument, "the CSR asks for what is not granted"}
 	kindLifetime      = kind{"lifetime", codes.InvalidArgument, "the lifetime asked for is too short"}
-	kindIdentity      = kind{"identity", codes.PermissionDenied, "the identity asked for is not the caller's"}
+	kindIdentity      = kind{"identity", codes.PermissionDenied, textIdentity}
+	kindRegistrar     = kind{"registrar", codes.PermissionDenied, "the requester is not trusted to ask for others"}
 	kindCertSigner    = kind{"cert_signer", codes.PermissionDenied, "no such signer is offered"}
+)
+
+// What node proxies ask for: the same text for all, since what runs where is nobody else's business.
+var (
+	kindNoNodeProxy = kind{"no_node_proxy", codes.PermissionDenied, textIdentity}
+	kindProxyPod    = kind{"proxy_pod", codes.PermissionDenied, textIdentity}
+	kindNotOnNode   = kind{"not_on_node", codes.PermissionDenied, textIdentity}
+	kindPodsUnknown = kind{"pods_unknown", codes.Unavailable, "pods can't be looked up at the moment; try again"}
 )
 
 // What becomes of it.

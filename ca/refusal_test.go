@@ -23,13 +23,20 @@ import (
 var allKinds = map[*kind]codes.Code{
 	&kindNoToken: codes.Unauthenticated, &kindTokenShape: codes.Unauthenticated, &kindTokenRejected: codes.Unauthenticated,
 	&kindTokenAudience: codes.Unauthenticated, &kindNotServiceAcct: codes.Unauthenticated, &kindUnknownCluster: codes.Unauthenticated,
-	&kindTwoIdentities: codes.Unauthenticated,
-	&kindReviewFailed:  codes.Unavailable,
+	&kindTwoIdentities:    codes.Unauthenticated,
+	&kindTokenClaims:      codes.Unauthenticated,
+	&kindCertificateNames: codes.Unauthenticated, &kindCertificateUntrusted: codes.Unauthenticated, &kindCertificateExpired: codes.Unauthenticated,
+	&kindCertificateRevoked: codes.Unauthenticated, &kindCertificateUnknown: codes.Unauthenticated, &kindCertificateHolder: codes.Unauthenticated,
+	&kindCertificateAge: codes.Unauthenticated,
+	&kindReviewFailed:   codes.Unavailable,
 
 	&kindNotArrived: codes.DeadlineExceeded, &kindTooLarge: codes.InvalidArgument, &kindMalformed: codes.InvalidArgument, &kindCSRMalformed: codes.InvalidArgument,
 	&kindCSRSignature: codes.InvalidArgument, &kindCSRKey: codes.InvalidArgument, &kindCSRSubject: codes.InvalidArgument,
 	&kindCSRNames: codes.InvalidArgument, &kindCSRExtensions: codes.InvalidArgument, &kindLifetime: codes.InvalidArgument,
-	&kindIdentity: codes.PermissionDenied, &kindCertSigner: codes.PermissionDenied,
+	&kindIdentity: codes.PermissionDenied, &kindRegistrar: codes.PermissionDenied, &kindCertSigner: codes.PermissionDenied,
+
+	&kindNoNodeProxy: codes.PermissionDenied, &kindProxyPod: codes.PermissionDenied, &kindNotOnNode: codes.PermissionDenied,
+	&kindPodsUnknown: codes.Unavailable,
 
 	&kindOverloaded: codes.ResourceExhausted, &kindBudget: codes.ResourceExhausted,
 	&kindDenied: codes.FailedPrecondition, &kindFailed: codes.FailedPrecondition, &kindUntrusted: codes.FailedPrecondition,

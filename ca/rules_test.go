@@ -1,10 +1,10 @@
 package ca
 
 import (
+	"crypto/x509/pkix"
 	"testing"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -91,7 +91,7 @@ func TestRuleValidate(t *testing.T) {
 }
 
 // R32: a former trust domain is good for the same namespace and service account, and for nothing else.
-func TestR32_Alias(t *testing.T) {
+func TestR32_Named(t *testing.T) {
 	server := &Server{cfg: Config{TrustDomain: alice.TrustDomain(), TrustDomainAliases: []string{"old.mesh"}}}
 	grant := Grant{ID: alice, Namespace: "foo", ServiceAccount: "alice"}
 	for id, want := range map[string]bool{
@@ -103,11 +103,15 @@ func TestR32_Alias(t *testing.T) {
 		"spiffe://old.mesh/ns/foo/sa/alice/more": false,
 		"spiffe://old.mesh/foo/alice":            false,
 	} {
-		got, ok := server.alias(grant, spiffeid.RequireFromString(id))
-		assert.Equal(t, want, ok, id)
-		if ok {
+		d := newDraft(t)
+		d.template.ExtraExtensions = []pkix.Extension{san(true, uriName(id))}
+		got, err := server.named(grant, d.csr())
+		if want {
+			require.NoError(t, err, id)
 			assert.Equal(t, id, got.ID.String())
 			assert.Equal(t, "foo", got.Namespace)
+			continue
 		}
+		requireKind(t, kindIdentity, err)
 	}
 }

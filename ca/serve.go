@@ -106,11 +106,16 @@ func (e *Endpoint) bound(ctx context.Context, _ *tap.Info) (context.Context, err
 // grpcServer sets the bounds of connections and messages, and the keepalive that Istio's clients need.
 func (e *Endpoint) grpcServer() *grpc.Server {
 	cfg := e.server.cfg
+	clients := tls.NoClientCert
+	if e.server.authn.Certificate != nil {
+		clients = tls.RequestClientCert // judged for each request, so that a bad one breaks no good token (R7, R8)
+	}
 	return grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(&tls.Config{
 			MinVersion:     tls.VersionTLS12,
 			NextProtos:     []string{"h2"}, // R1
 			GetCertificate: e.certificate,
+			ClientAuth:     clients,
 			CipherSuites: []uint16{ // of TLS 1.2 (R2); those of 1.3 are fixed
 				tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
 				tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,

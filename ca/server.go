@@ -73,6 +73,7 @@ type Recorder interface {
 type Server struct {
 	cfg        Config
 	authn      *authentication
+	junk       *junk
 	nodes      NodeAuthoriser
 	namespaces Namespaces
 	signer     Signer
@@ -106,6 +107,7 @@ func New(cfg Config, parts Parts, log *slog.Logger, reg prometheus.Registerer) *
 	s := &Server{
 		cfg:        cfg,
 		authn:      newAuthentication(parts.Authenticators, reg),
+		junk:       newJunk(reg),
 		nodes:      parts.Nodes,
 		namespaces: parts.Namespaces,
 		signer:     parts.Signer,
@@ -119,6 +121,7 @@ func New(cfg Config, parts Parts, log *slog.Logger, reg prometheus.Registerer) *
 	s.metrics = newMetrics(reg, &s.open)
 	watchQueue(reg, "receive", s.receiving)
 	watchQueue(reg, "sign", s.admission.queue)
+	watchQueue(reg, "node", s.admission.nodes)
 	return s
 }
 
@@ -201,6 +204,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	x.caller, x.tried, err = s.authn.authenticate(ctx, proofs, tokenErr)
 	s.metrics.observe("authenticate", step)
 	if err != nil {
+		s.junk.hold(ctx, err)
 		return nil, err
 	}
 
@@ -211,23 +215,30 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	if err != nil {
 		return nil, err
 	}
-	step = time.Now()
-	if other := otherIdentity(csr, x.grant.ID); !other.IsZero() {
-		alias, ok := s.alias(x.grant, other)
-		if !ok {
-			return nil, kindIdentity.because("the CSR asks for %s, the caller %s may have %s", other, x.caller.ID, x.grant.ID)
-		}
-		x.grant = alias
+	if x.grant, err = s.named(x.grant, csr); err != nil {
+		return nil, err
 	}
-	id := x.grant.ID
 
-	// 4. Whether the CSR is one that may be signed, and for how long.
-	if err := s.policy.check(csr, id); err != nil {
+	// 4 to 7. Whether the CSR may be signed, whose turn it is, sign, record.
+	if err := s.issue(ctx, x, csr, request.GetValidityDuration()); err != nil {
 		return nil, err
 	}
-	x.requested = asked(request.GetValidityDuration())
-	if x.lifetime, err = x.grant.Lifetime.grant(request.GetValidityDuration()); err != nil {
-		return nil, err
+
+	// 8. Answer: leaf, intermediates, and all anchors as the last element (ca.proto; R39 to R41).
+	return &istioca.IstioCertificateResponse{CertChain: append(x.chain.PEM(), x.chain.Anchors.PEM())}, nil
+}
+
+// issue turns a CSR into a certificate for what the caller was granted, within the time of the request, and records it.
+// The lifetime is asked for in seconds.
+func (s *Server) issue(ctx context.Context, x *exchange, csr *x509.CertificateRequest, seconds int64) (err error) {
+	// 4. Whether the CSR is one that may be signed, and for how long.
+	step := time.Now()
+	if err := s.policy.check(csr, x.grant.ID); err != nil {
+		return err
+	}
+	x.requested = asked(seconds)
+	if x.lifetime, err = x.grant.Lifetime.grant(seconds); err != nil {
+		return err
 	}
 	s.metrics.observe("check", step)
 
@@ -236,7 +247,7 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	release, err := s.admission.admit(ctx, x.caller, x.grant)
 	s.metrics.observe("queue", step)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
 
@@ -249,17 +260,17 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	defer cancel()
 	x.chain, err = s.signer.Sign(signing, signer.Request{
 		CSR:         csr,
-		Names:       signer.IdentityNames(id),
+		Names:       signer.IdentityNames(x.grant.ID),
 		Usages:      s.cfg.Usages,
 		Lifetime:    x.lifetime,
 		MaxLifetime: x.grant.Lifetime.MaxOrDefault(),
 		Issuer:      x.grant.Issuer,
 		For:         signer.ForWorkload,
-		Annotations: annotations(x.caller, x.grant, x.address),
+		Annotations: s.annotations(x.caller, x.grant, x.address),
 	})
 	s.metrics.observe("sign", step)
 	if err != nil {
-		return nil, err
+		return err
 	}
 
 	// 7. Record, also for a caller that has left.
@@ -269,17 +280,17 @@ func (s *Server) handle(ctx context.Context, stream grpc.ServerStream, x *exchan
 	s.metrics.observe("record", step)
 	switch {
 	case errors.Is(err, signer.ErrUntrusted):
-		return nil, kindUntrusted.because("record the certificate: %w", err)
+		return kindUntrusted.because("record the certificate: %w", err)
 	case err != nil:
-		return nil, kindNotReady.because("record the certificate: %w", err)
+		return kindNotReady.because("record the certificate: %w", err)
 	}
-
-	// 8. Answer: leaf, intermediates, and all anchors as the last element (ca.proto; R39 to R41).
-	return &istioca.IstioCertificateResponse{CertChain: append(x.chain.PEM(), x.chain.Anchors.PEM())}, nil
+	return nil
 }
 
 // Annotations of CertificateRequests, which say who asked: the service account as namespace/name, the pod and its UID,
-// the node, the IP address of a caller that isn't known to be a pod, and "true" where it asked for a pod beside it.
+// the node, the IP address of a caller that isn't known to be a pod, "true" where it asked for a pod beside it, the
+// service account's UID, since when a caller hasn't shown a token that renews with its certificate (RFC 3339), and the ID
+// of the caller's cluster where that isn't our own, empty where it is in none.
 const (
 	CallerAnnotation       = "signet.dev/caller"
 	PodAnnotation          = "signet.dev/pod"
@@ -287,13 +298,17 @@ const (
 	NodeAnnotation         = "signet.dev/node"
 	AddressAnnotation      = "signet.dev/address"
 	ImpersonatedAnnotation = "signet.dev/impersonated"
+	CallerUIDAnnotation    = "signet.dev/caller-uid"
+	ProvenAtAnnotation     = "signet.dev/proven-at"
+	ClusterAnnotation      = "signet.dev/cluster"
 )
 
 // annotations say for whom a CertificateRequest is, to approvers, to other replicas and to people.
-func annotations(caller *Caller, grant Grant, address string) map[string]string {
+func (s *Server) annotations(caller *Caller, grant Grant, address string) map[string]string {
 	a := map[string]string{
 		signer.IdentitiesAnnotation: grant.ID.String(),
 		CallerAnnotation:            caller.Namespace + "/" + caller.ServiceAccount,
+		CallerUIDAnnotation:         caller.ServiceAccountUID,
 	}
 	if caller.PodName != "" {
 		a[PodAnnotation] = caller.PodName
@@ -306,6 +321,12 @@ func annotations(caller *Caller, grant Grant, address string) map[string]string 
 	}
 	if grant.Impersonated {
 		a[ImpersonatedAnnotation] = "true"
+	}
+	if !caller.ProvenAt.IsZero() {
+		a[ProvenAtAnnotation] = caller.ProvenAt.UTC().Format(time.RFC3339)
+	}
+	if caller.Cluster != s.cfg.clusterID() {
+		a[ClusterAnnotation] = caller.Cluster
 	}
 	return a
 }
@@ -362,7 +383,7 @@ func (s *Server) finish(x *exchange, err error) error {
 	switch r.kind {
 	case kindInternal, kindUntrusted:
 		level = slog.LevelError
-	case kindReviewFailed, kindFailed, kindNotReady, kindTimeout, kindOverloaded:
+	case kindReviewFailed, kindPodsUnknown, kindFailed, kindNotReady, kindTimeout, kindOverloaded:
 		level = slog.LevelWarn
 	}
 	text := "certificate refused"

@@ -42,7 +42,18 @@ type TokenConfig struct {
 	Reviews int `json:"reviews,omitempty"`
 	// ReviewsPerAddress is how many of them may come from one IP address. Default 16.
 	ReviewsPerAddress int `json:"reviewsPerAddress,omitempty"`
+	// Authentication is review, by which the API server is asked about each token, or local, by which tokens are
+	// verified with the API server's public keys and against what a watch tells of service accounts, pods and nodes,
+	// and only unusual ones are reviewed. Default review.
+	Authentication string `json:"authentication,omitempty"`
+	// MaxStale is for how long local authentication goes on with what it knew last of keys and objects while the API
+	// server can't be heard; as long can a token outlive its revocation then. After that tokens are reviewed. Default
+	// 5m.
+	MaxStale setting.Duration `json:"maxStale,omitempty"`
 }
+
+// Local says whether tokens are verified without asking the API server.
+func (c TokenConfig) Local() bool { return c.Authentication == "local" }
 
 // Validate reports what is wrong with c.
 func (c TokenConfig) Validate(p setting.Problems) {
@@ -57,6 +68,10 @@ func (c TokenConfig) Validate(p setting.Problems) {
 	p.Duration("reviewTimeout", c.ReviewTimeout, 100*time.Millisecond, 30*time.Second)
 	p.Count("reviews", c.Reviews, 1, 1000)
 	p.Count("reviewsPerAddress", c.ReviewsPerAddress, 1, 1000)
+	if c.Authentication != "" && c.Authentication != "review" && !c.Local() {
+		p.Addf("authentication", "%q is no way to authenticate; it must be review or local", c.Authentication)
+	}
+	p.Duration("maxStale", c.MaxStale, 2*time.Minute, time.Hour)
 }
 
 func (c TokenConfig) withDefaults() TokenConfig {
@@ -69,6 +84,7 @@ func (c TokenConfig) withDefaults() TokenConfig {
 	c.ReviewTimeout = setting.DurationOf(c.ReviewTimeout.Or(5 * time.Second))
 	c.Reviews = orDefault(c.Reviews, 32)
 	c.ReviewsPerAddress = orDefault(c.ReviewsPerAddress, 16)
+	c.MaxStale = setting.DurationOf(c.MaxStale.Or(5 * time.Minute))
 	return c
 }
 
@@ -86,6 +102,7 @@ type Reviewer struct {
 	trustDomain spiffeid.TrustDomain
 	clusterID   string
 	aliases     []string
+	remotes     bool // callers of other clusters are somebody else's concern
 	reviews     client.Client
 	queue       *queue
 	metrics     *reviewMetrics
@@ -108,14 +125,19 @@ type reviewFlight struct {
 
 // NewReviewer makes one that reviews through reviews.
 func NewReviewer(cfg Config, reviews client.Client, reg prometheus.Registerer) *Reviewer {
+	return newReviewer(cfg, reviews, maxReviewsWaiting, reg)
+}
+
+func newReviewer(cfg Config, reviews client.Client, waiting int, reg prometheus.Registerer) *Reviewer {
 	token := cfg.Token.withDefaults()
 	r := &Reviewer{
 		cfg:         token,
 		trustDomain: cfg.TrustDomain,
 		clusterID:   cfg.clusterID(),
 		aliases:     cfg.ClusterAliases,
+		remotes:     cfg.RemoteClusters.Enabled(),
 		reviews:     reviews,
-		queue:       newQueue(token.Reviews, token.ReviewsPerAddress, maxReviewsWaiting),
+		queue:       newQueue(token.Reviews, token.ReviewsPerAddress, waiting),
 		metrics:     newReviewMetrics(reg),
 		accepted:    lru.NewLRUExpireCache(token.CacheEntries),
 		rejected:    lru.NewLRUExpireCache(token.CacheEntries),
@@ -131,8 +153,8 @@ const maxReviewsWaiting = 5000
 // Authenticate implements [Authenticator]. A caller that leaves while its token is under review
 // doesn't cancel the review for others who came with the same token.
 func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, error) {
-	if c.Cluster != "" && c.Cluster != r.clusterID && !slices.Contains(r.aliases, c.Cluster) {
-		return nil, kindUnknownCluster.because("cluster %q is not known; known are %q and aliases %q", c.Cluster, r.clusterID, r.aliases)
+	if err := r.concerned(c); err != nil {
+		return nil, err
 	}
 	key := r.key(c.Token)
 	r.mu.Lock()
@@ -170,6 +192,17 @@ func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, er
 		}
 		return nil, kindReviewFailed.because("wait for a token review: %w", context.Cause(ctx))
 	}
+}
+
+// concerned is nil when the caller claims to be in our cluster.
+func (r *Reviewer) concerned(c Credentials) error {
+	if c.Cluster != "" && c.Cluster != r.clusterID && !slices.Contains(r.aliases, c.Cluster) {
+		if r.remotes {
+			return errNotConcerned
+		}
+		return kindUnknownCluster.because("cluster %q is not known; known are %q and aliases %q", c.Cluster, r.clusterID, r.aliases)
+	}
+	return nil
 }
 
 // known is what the caches say of a token.
@@ -239,10 +272,9 @@ func (r *Reviewer) judge(status *authenticationv1.TokenReviewStatus) (*Caller, e
 	if len(parts) != 4 || parts[0] != "system" || parts[1] != "serviceaccount" || parts[2] == "" || parts[3] == "" {
 		return nil, kindNotServiceAcct.because("user %q is not a service account", status.User.Username)
 	}
-	namespace, account := parts[2], parts[3]
-	id, err := spiffeid.FromSegments(r.trustDomain, "ns", namespace, "sa", account) // R17
+	caller, err := r.caller(parts[2], parts[3])
 	if err != nil {
-		return nil, kindNotServiceAcct.because("user %q makes no SPIFFE ID: %w", status.User.Username, err)
+		return nil, err
 	}
 	extra := func(key string) string {
 		if values := status.User.Extra[key]; len(values) == 1 {
@@ -250,17 +282,19 @@ func (r *Reviewer) judge(status *authenticationv1.TokenReviewStatus) (*Caller, e
 		}
 		return ""
 	}
-	return &Caller{
-		ID:                id,
-		Namespace:         namespace,
-		ServiceAccount:    account,
-		ServiceAccountUID: status.User.UID,
-		PodName:           extra(extraPodName),
-		PodUID:            extra(extraPodUID),
-		NodeName:          extra(extraNodeName),
-		CredentialID:      extra(extraCredentialID),
-		Cluster:           r.clusterID,
-	}, nil
+	caller.ServiceAccountUID = status.User.UID
+	caller.PodName, caller.PodUID, caller.NodeName = extra(extraPodName), extra(extraPodUID), extra(extraNodeName)
+	caller.CredentialID = extra(extraCredentialID)
+	return caller, nil
+}
+
+// caller is a service account of our cluster.
+func (r *Reviewer) caller(namespace, account string) (*Caller, error) {
+	id, err := spiffeid.FromSegments(r.trustDomain, "ns", namespace, "sa", account) // R17
+	if err != nil {
+		return nil, kindNotServiceAcct.because("service account %q of namespace %q makes no SPIFFE ID: %w", account, namespace, err)
+	}
+	return &Caller{ID: id, Namespace: namespace, ServiceAccount: account, Cluster: r.clusterID}, nil
 }
 
 // cacheTime is how long an accepted token may be kept at now: most, but never past its own expiry.

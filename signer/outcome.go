@@ -54,6 +54,8 @@ type Issued struct {
 	Issuer issuer.Ref
 	// For is the value of [RequestLabel].
 	For string
+	// Replica made the request, "" where that isn't known.
+	Replica string
 	// At is when it was answered.
 	At time.Time
 }
@@ -73,7 +75,7 @@ func (s *Signer) Issued(cr *cmapi.CertificateRequest) (Issued, bool) {
 	if err != nil {
 		return Issued{}, false
 	}
-	return Issued{Chain: chain, Issuer: issuerOf(cr), For: purpose, At: since}, true
+	return Issued{Chain: chain, Issuer: issuerOf(cr), For: purpose, Replica: cr.Annotations[ReplicaAnnotation], At: since}, true
 }
 
 // transientCause names the passing failure that an issuer's message tells of, or "". Only what can be

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -33,6 +34,9 @@ const (
 // IdentitiesAnnotation holds the SPIFFE ID of a workload's request. It has the name that istio-csr
 // gave it, because approver policies rely on it.
 const IdentitiesAnnotation = "istio.cert-manager.io/identities"
+
+// ReplicaAnnotation holds the name of the replica that made the CertificateRequest.
+const ReplicaAnnotation = "signet.dev/replica"
 
 // Request is an authorised wish for one certificate. Whoever makes it vouches for it: the signature
 // of the CSR was checked, its key is acceptable, and Names are the caller's.
@@ -100,7 +104,7 @@ func (r *Request) certificateRequest(namespace string, ref issuer.Ref, attempt i
 			Namespace:   namespace,
 			Name:        r.name(ref, attempt),
 			Labels:      map[string]string{RequestLabel: r.For},
-			Annotations: r.Annotations,
+			Annotations: maps.Clone(r.Annotations),
 		},
 		Spec: cmapi.CertificateRequestSpec{
 			Duration:  &metav1.Duration{Duration: lifetime},

@@ -22,6 +22,7 @@ import (
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -93,6 +94,8 @@ type Cluster struct {
 	Namespace string
 	// Username is who the API server says we are, such as system:serviceaccount:istio-system:signet.
 	Username string
+	// Replica is the name of this one, which its CertificateRequests carry. Optional.
+	Replica string
 }
 
 // Signer signs. Safe for concurrent use.
@@ -245,6 +248,9 @@ const (
 // attempt makes one CertificateRequest, or meets the one that is there, and waits for its end.
 func (s *Signer) attempt(ctx context.Context, req *Request, ref issuer.Ref, snapshot *issuer.Snapshot, attempt int, lifetime time.Duration) (*Chain, error) {
 	want := req.certificateRequest(s.cluster.Namespace, ref, attempt, lifetime)
+	if s.cluster.Replica != "" {
+		metav1.SetMetaDataAnnotation(&want.ObjectMeta, ReplicaAnnotation, s.cluster.Replica)
+	}
 	defer s.live.hold(want.Name)()
 
 	began := time.Now()

@@ -184,3 +184,63 @@ func BenchmarkIssued(b *testing.B) {
 		r.Issued(certificates[n%len(certificates)])
 	}
 }
+
+// BenchmarkLeafMetrics is what a scrape walks through: 100,000 live leaves, with and without the series of 10,000
+// accounts.
+func BenchmarkLeafMetrics(b *testing.B) {
+	r, _ := benchRig(b, 5)
+	for _, most := range []int{0, defaultIdentities} {
+		b.Run(fmt.Sprintf("accounts=%d", most), func(b *testing.B) {
+			c := &leafMetrics{index: r.index, most: most}
+			b.ReportAllocs()
+			var took []time.Duration
+			for b.Loop() {
+				out := make(chan prometheus.Metric, 1000)
+				began := time.Now()
+				go func() { c.Collect(out); close(out) }()
+				n := 0
+				for range out {
+					n++
+				}
+				took = append(took, time.Since(began))
+				require.Greater(b, n, most)
+			}
+			report(b, took)
+		})
+	}
+}
+
+// BenchmarkGateways is what ten thousand gateways cost, each with a listener, a Secret and a Certificate.
+func BenchmarkGateways(b *testing.B) {
+	r := newRig(b).follows()
+	const count = 10_000
+	empty := heap()
+	for n := range count {
+		namespace := fmt.Sprintf("namespace-%03d", n%200)
+		r.gateways.setGateway(&gateway{
+			name: name{namespace, fmt.Sprintf("gateway-%05d", n)}, api: api.KubernetesGateway,
+			listeners: []listener{{name: "https", protocol: "HTTPS", mode: "Terminate", hosts: []string{fmt.Sprintf("h%d.example", n)}, shows: true, secrets: []name{{namespace, fmt.Sprintf("tls-%05d", n)}}}},
+		})
+		now := time.Now().Unix()
+		r.gateways.setCertificate(&certificate{
+			name: name{namespace, fmt.Sprintf("c-%05d", n)}, secret: fmt.Sprintf("tls-%05d", n), issuer: "Issuer.cert-manager.io/x",
+			sans: []string{fmt.Sprintf("DNS:h%d.example", n)}, life: life{validity{now - 1000, now + 1000}, now + 500}, ready: new(true),
+		})
+	}
+	b.Logf("%d bytes for each", (heap()-empty)/count)
+	next := ""
+	b.Run("page of 500", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			list, err := r.Gateways(b.Context(), api.GatewayQuery{Page: api.Page{Limit: 500, Continue: next}, Visible: everything{}})
+			require.NoError(b, err)
+			require.Len(b, list.Items, 500)
+			next = list.Continue
+		}
+	})
+	b.Run("count", func(b *testing.B) {
+		for b.Loop() {
+			r.countGateways(time.Now())
+		}
+	})
+}

@@ -41,7 +41,7 @@ func newWanted(q api.CertificateQuery) wanted {
 }
 
 // sanKinds go before names, as in [api.Certificate].
-var sanKinds = []string{uriSAN, "DNS:", "IP:", "email:"}
+var sanKinds = []string{uriSAN, dnsSAN, ipSAN, emailSAN}
 
 // withoutKind is a name without its kind, where it has one.
 func withoutKind(san string) string {

@@ -22,6 +22,7 @@ const (
 	gatewayNameIstio = "istio.io/gateway-name" // the same in older releases
 	istioLabel       = "istio"                 // label of gateways that were installed by hand
 
+	routerRole  = "router" // argument of the proxies of gateways
 	ambientMode = "ambient"
 	noMode      = "none"
 )
@@ -46,8 +47,8 @@ type class struct {
 //   - Waypoint: istiod deploys it for a Gateway that is one (gateway.istio.io/managed: istio.io-mesh-controller, or
 //     another controller for waypoints).
 //   - Gateway: istiod deploys it for another Gateway (gateway.istio.io/managed: istio.io-…); or it runs istio-proxy and
-//     has a label with a Gateway's name, one of the roles of gateways in the label istio, or was injected with the
-//     gateway template. Labels alone don't count, because other implementations of the Gateway API use them too.
+//     has a label with a Gateway's name, one of the roles of gateways in the label istio, was injected with the
+//     gateway template, or runs as a router. Labels alone don't count, because other implementations of the Gateway API use them too.
 //   - Sidecar: a container or init container istio-proxy, or the annotation sidecar.istio.io/status.
 //   - Ambient: the annotation ambient.istio.io/redirection: enabled; AmbientPending while it says pending, or where a
 //     label of the pod or of its namespace asks for it and there is none.
@@ -93,7 +94,10 @@ func hasProxy(pod *corev1.Pod) bool {
 func marksGateway(pod *corev1.Pod) bool {
 	return pod.Labels[gatewayName] != "" || pod.Labels[gatewayNameIstio] != "" ||
 		slices.Contains(gatewayRoles, pod.Labels[istioLabel]) ||
-		slices.Contains(strings.Split(pod.Annotations[injectTemplates], ","), "gateway")
+		slices.Contains(strings.Split(pod.Annotations[injectTemplates], ","), "gateway") ||
+		slices.ContainsFunc(pod.Spec.Containers, func(c corev1.Container) bool {
+			return c.Name == proxyContainer && slices.Contains(c.Args, routerRole)
+		})
 }
 
 // needs says whether a pod of a data plane needs a certificate.

@@ -3,6 +3,7 @@ package inventory
 import (
 	"bytes"
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -41,7 +42,8 @@ type index struct {
 	podsByUID  map[string]*pod
 	placed     map[place][]*pod
 	services   map[name]*service
-	inOrder    ordered[*service] // those that exist, by name
+	inOrder    ordered[*service]          // those that exist, by name
+	routers    map[*pod]map[string]string // the labels of the pods of gateways
 	slices     map[name]*slice
 	naming     map[name][]*slice // those that name a pod, whether it is there or not
 	leaves     map[leafKey]*leaf // the latest of each holder
@@ -132,6 +134,7 @@ func newIndex(trustDomain spiffeid.TrustDomain, cluster string, grace time.Durat
 		podsByUID:  make(map[string]*pod),
 		placed:     make(map[place][]*pod),
 		services:   make(map[name]*service),
+		routers:    make(map[*pod]map[string]string),
 		inOrder:    ordered[*service]{compare: func(a, b *service) int { return a.name.compare(b.name) }},
 		slices:     make(map[name]*slice),
 		naming:     make(map[name][]*slice),
@@ -251,8 +254,8 @@ func (x *index) dropAccount(of name) bool {
 	return true
 }
 
-// setPod takes note of a pod. It is the caller's no more. Of is its service account.
-func (x *index) setPod(p *pod, of string, now time.Time) bool {
+// setPod takes note of a pod. It is the caller's no more. Of is its service account, labels are those of a gateway's pod.
+func (x *index) setPod(p *pod, of string, labels map[string]string, now time.Time) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if former := x.pods[p.name]; former != nil && former.uid == p.uid {
@@ -262,7 +265,8 @@ func (x *index) setPod(p *pod, of string, now time.Time) bool {
 		case p.running:
 			p.since = max(p.since, now.Unix()) // it may have pulled its images for long
 		}
-		if former.node == p.node && former.class == p.class && former.running == p.running && slices.Equal(former.addresses, p.addresses) {
+		if former.node == p.node && former.class == p.class && former.running == p.running && slices.Equal(former.addresses, p.addresses) &&
+			maps.Equal(x.routers[former], labels) {
 			return false
 		}
 		x.removePod(former, false)
@@ -275,6 +279,9 @@ func (x *index) setPod(p *pod, of string, now time.Time) bool {
 	p.account.pods = append(p.account.pods, p)
 	x.pods[p.name] = p
 	x.podsByUID[p.uid] = p
+	if len(labels) > 0 {
+		x.routers[p] = labels
+	}
 	if p.node != "" {
 		at := place{p.account, p.node}
 		x.placed[at] = append(x.placed[at], p)
@@ -306,6 +313,7 @@ func (x *index) removePod(p *pod, gone bool) {
 	p.account.pods = p.account.pods[:last]
 	delete(x.pods, p.name)
 	delete(x.podsByUID, p.uid)
+	delete(x.routers, p)
 	if p.node != "" {
 		at := place{p.account, p.node}
 		if rest := without(x.placed[at], p); len(rest) > 0 {

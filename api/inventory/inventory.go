@@ -3,7 +3,7 @@
 //
 // It promises: an answer is made from memory, of indexes that are kept up to date event by event, so that a page takes
 // milliseconds however many pods there are; only what was superseded or has expired, the audit and a certificate's PEM
-// are read from the [Records]. No Secret is read. What an EndpointSlice says is believed only as far as the pod that it
+// are read from the [Records]. No Secret is read, but for those that gateways name in namespaces that are given for it. What an EndpointSlice says is believed only as far as the pod that it
 // names exists in its namespace, with the UID and an address that it gives.
 //
 // Its words: a leaf is a certificate that was issued; its holder is the pod, the node's proxy or the address that asked
@@ -32,6 +32,8 @@ type Config struct {
 	Grace setting.Duration `json:"grace,omitempty"`
 	// IdentityMetric is the gauge that has a series for each service account.
 	IdentityMetric IdentityMetricConfig `json:"identityMetric,omitempty"`
+	// Gateways is how gateways and the certificates that they show are looked at.
+	Gateways GatewaysConfig `json:"gateways,omitempty"`
 
 	// TrustDomain is that of the identities that pods should have.
 	TrustDomain spiffeid.TrustDomain `json:"-"`
@@ -51,6 +53,7 @@ type IdentityMetricConfig struct {
 func (c Config) Validate(p setting.Problems) {
 	p.Duration("grace", c.Grace, time.Second, 24*time.Hour)
 	p.At("identityMetric").Count("max", c.IdentityMetric.Max, 1, 1_000_000)
+	c.Gateways.Validate(p.At("gateways"))
 }
 
 const (
@@ -86,6 +89,10 @@ type Inventory struct {
 	watched  atomic.Pointer[[]watchedKind]
 	coverage atomic.Pointer[api.Coverage] // the records'; nil until they have answered
 
+	gateways     *gatewayIndex
+	followers    []*follower   // set before Start
+	secretReader *secretReader // set before Start; nil where no Secret is read
+
 	loaded    atomic.Bool
 	loadError atomic.Pointer[string]
 }
@@ -103,7 +110,7 @@ func New(cfg Config, records Records, trust TrustSources, log *slog.Logger, reg 
 	i := &Inventory{
 		cfg: cfg, records: records, trust: trust, log: log,
 		index: newIndex(cfg.TrustDomain, cfg.Cluster, cfg.Grace.Or(defaultGrace), maxLeaves),
-		dirty: make(chan struct{}, 1),
+		dirty: make(chan struct{}, 1), gateways: newGatewayIndex(),
 	}
 	i.index.podsKnown.ask = func() bool { return i.synced("pods") }
 	i.index.accountsKnown.ask = func() bool { return i.synced("serviceaccounts") }
@@ -120,6 +127,7 @@ func (i *Inventory) Start(ctx context.Context) error {
 	var group sync.WaitGroup
 	group.Go(func() { i.load(ctx) })
 	group.Go(func() { i.follow(ctx) })
+	group.Go(func() { i.followGateways(ctx) })
 	group.Go(func() {
 		for {
 			i.askCoverage(ctx)
@@ -188,10 +196,11 @@ func (i *Inventory) follow(ctx context.Context) {
 	}
 }
 
-// look forgets what has ended with its holder, counts the problems of services, and tells that time has passed.
+// look forgets what has ended with its holder, counts the problems of services and gateways, and tells that time has passed.
 func (i *Inventory) look(now time.Time) {
 	i.index.forget(now)
 	i.metrics.setProblems(i.index.countProblems(now))
+	i.metrics.setGateways(i.countGateways(now))
 	i.touch()
 }
 

@@ -82,14 +82,86 @@ func TestTheIdentityMetricIsBounded(t *testing.T) {
 
 	off := newRig(t, func(c *Config) { c.IdentityMetric.Disabled = true })
 	off.issue(off.pod("shop", "a", "a", sidecar))
-	assert.NotContains(t, off.scrape(), "identity_certificate")
+	assert.NotContains(t, off.scrape(), "identity_certificate_")
+	assert.Contains(t, off.scrape(), `signet_identity_certificates{state="fresh"} 1`)
 }
 
 // identitiesOf checks that all accounts are told where they may be, over many locks.
 func (r *rig) identitiesOf(t *testing.T, want int) {
 	all := newRig(t)
 	all.Inventory.index = r.index
-	c := &identities{index: r.index, most: 10_000}
+	c := &leafMetrics{index: r.index, most: 10_000}
 	all.registry.MustRegister(c)
 	assert.Equal(t, want, strings.Count("\n"+all.scrape(), "\nidentity_certificate_not_after_timestamp_seconds{"))
+}
+
+// TestLeafMetrics: the live leaves by state, by what is left of their lives, and those that are overdue by namespace.
+func TestLeafMetrics(t *testing.T) {
+	r := newRig(t)
+	age := func(part float64) func(*api.Certificate) {
+		return func(c *api.Certificate) {
+			passed := time.Duration(part * float64(10*time.Hour))
+			c.IssuedAt, c.NotBefore = c.IssuedAt.Add(-passed), c.NotBefore.Add(-passed)
+			c.NotAfter = c.NotBefore.Add(10 * time.Hour)
+		}
+	}
+	issue := func(namespace string, n int, part float64) {
+		for range n {
+			r.issue(r.pod(namespace, fmt.Sprint("p", r.nextIP), "sa", sidecar), age(part))
+		}
+	}
+	issue("a", leavesLooked, 0.05) // so many that they are counted under several locks
+	issue("a", 3, 0.52)
+	issue("b", 2, 0.57)
+	issue("b", 1, 1.5)
+	issue("c", 1, 0.95)
+	gone := r.pod("d", "gone", "sa", sidecar)
+	r.issue(gone, age(0.9))
+	r.gone("pods", gone)
+
+	text := r.scrape()
+	for _, line := range []string{
+		`signet_identity_certificates{state="fresh"} 2048`, `signet_identity_certificates{state="due"} 3`, `signet_identity_certificates{state="overdue"} 3`, `signet_identity_certificates{state="expired"} 1`,
+		`signet_identity_certificates_overdue{namespace="b"} 3`, `signet_identity_certificates_overdue{namespace="c"} 1`, `signet_identity_certificates_overdue_namespaces_left_out 0`,
+	} {
+		assert.Contains(t, text, line+"\n")
+	}
+	assert.NotContains(t, text, `overdue{namespace="a"}`)
+	assert.NotContains(t, text, `overdue{namespace="d"}`)
+	families, err := r.registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() != "signet_identity_certificates_remaining_ratio" {
+			continue
+		}
+		h := f.GetMetric()[0].GetHistogram()
+		assert.EqualValues(t, 2055, h.GetSampleCount())
+		assert.InDelta(t, 2048*0.95+3*0.48+2*0.43+0.05, h.GetSampleSum(), 0.5)
+		got := make(map[float64]uint64)
+		for _, b := range h.GetBucket() {
+			got[b.GetUpperBound()] = b.GetCumulativeCount()
+		}
+		assert.Equal(t, map[float64]uint64{0: 1, 0.1: 2, 0.2: 2, 0.3: 2, 0.4: 2, 0.45: 4, 0.5: 7, 0.6: 7, 0.7: 7, 0.8: 7, 0.9: 7, 1: 2055}, got)
+		return
+	}
+	t.Fatal("there is no histogram")
+}
+
+func TestNamespacesWithOverdueLeavesAreBounded(t *testing.T) {
+	r := newRig(t)
+	late := func(c *api.Certificate) {
+		c.IssuedAt, c.NotBefore = c.IssuedAt.Add(-10*time.Hour), c.NotBefore.Add(-10*time.Hour)
+	}
+	for n := range namespacesOverdue + 7 {
+		namespace := fmt.Sprintf("n%03d", n)
+		r.issue(r.pod(namespace, "p", "sa", sidecar), late)
+		if n%2 == 1 {
+			r.issue(r.pod(namespace, "q", "sa", sidecar), late)
+		}
+	}
+	text := r.scrape()
+	assert.Equal(t, namespacesOverdue, strings.Count(text, "signet_identity_certificates_overdue{"))
+	assert.Contains(t, text, "signet_identity_certificates_overdue_namespaces_left_out 7\n")
+	assert.NotContains(t, text, `signet_identity_certificates_overdue{namespace="n506"}`, "those with the fewest")
+	assert.Contains(t, text, `signet_identity_certificates_overdue{namespace="n505"} 2`)
 }

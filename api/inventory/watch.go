@@ -14,6 +14,8 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/api"
 )
 
 // kinds are what is watched, and under which name their source is in the coverage.
@@ -40,8 +42,8 @@ func Kinds() []schema.GroupVersionKind {
 }
 
 // CacheOptions are those of the cache that is given to [Inventory.Observe]: objects are kept without what isn't needed
-// here. Whoever reads these kinds from the same cache gets what is left: of a Pod its metadata without other labels and
-// annotations, its node, service account, start, phase, addresses, whether it has its host's network, and the names of
+// here. Whoever reads these kinds from the same cache gets what is left: of a Pod its metadata without other annotations
+// and, but for gateways, labels, its node, service account, start, phase, addresses, whether it has its host's network, and the names of
 // istio-proxy's containers.
 func CacheOptions() map[client.Object]cache.ByObject {
 	options := make(map[client.Object]cache.ByObject, len(kinds))
@@ -107,10 +109,15 @@ func shrinkPod(object any) (any, error) {
 		return object, nil
 	}
 	proxies := func(containers []corev1.Container) []corev1.Container {
-		if slices.ContainsFunc(containers, func(c corev1.Container) bool { return c.Name == proxyContainer }) {
-			return []corev1.Container{{Name: proxyContainer}}
+		at := slices.IndexFunc(containers, func(c corev1.Container) bool { return c.Name == proxyContainer })
+		if at < 0 {
+			return nil
 		}
-		return nil
+		kept := corev1.Container{Name: proxyContainer}
+		if slices.Contains(containers[at].Args, routerRole) {
+			kept.Args = []string{routerRole}
+		}
+		return []corev1.Container{kept}
 	}
 	shrunk := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -125,6 +132,9 @@ func shrinkPod(object any) (any, error) {
 		Status: corev1.PodStatus{
 			Phase: pod.Status.Phase, PodIP: pod.Status.PodIP, PodIPs: pod.Status.PodIPs, StartTime: pod.Status.StartTime,
 		},
+	}
+	if classify(pod).plane == api.Gateway { // which Gateways it serves is said by any of them
+		shrunk.Labels = pod.Labels
 	}
 	return shrunk, nil
 }
@@ -252,7 +262,15 @@ func (i *Inventory) seenPod(o *corev1.Pod) bool {
 	if len(p.addresses) == 0 && o.Status.PodIP != "" {
 		p.addresses = []string{o.Status.PodIP}
 	}
-	return i.index.setPod(p, o.Spec.ServiceAccountName, time.Now())
+	var labels map[string]string
+	if p.class.plane == api.Gateway {
+		labels = o.Labels
+	}
+	changed := i.index.setPod(p, o.Spec.ServiceAccountName, labels, time.Now())
+	if changed && labels != nil && i.secretReader != nil {
+		i.secretReader.look() // the Secrets of its gateways are in its namespace
+	}
+	return changed
 }
 
 // seenSlice takes note of an EndpointSlice.

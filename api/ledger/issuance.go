@@ -82,10 +82,14 @@ type Issuance struct {
 
 	// RequestName and RequestUID are the CertificateRequest's.
 	RequestName, RequestUID string
-	// Replica wrote the record; Record fills it in where it is "".
+	// Replica issued the certificate, as far as that is known; else it wrote the record. Record fills its own name in
+	// where it is "".
 	Replica string
 	// Source is how it learnt of the certificate; Record takes Own where it is "".
 	Source Source
+	// ProvenAt is when the caller last proved who it is by something else than the certificate that it renewed. Zero is
+	// RecordedAt.
+	ProvenAt time.Time
 	// Delivered says that the certificate is known to have reached the caller. False says nothing.
 	Delivered bool
 }
@@ -190,7 +194,7 @@ var columns = []column{
 	{"key_algorithm", texts}, {"key_bits", numbers}, {"signature_algorithm", texts},
 	{"issuer", texts}, {"root_sha256", blobs}, {"root_subject", texts},
 	{"pod", texts}, {"pod_uid", texts}, {"node", texts}, {"credential", texts}, {"cluster", texts}, {"peer", texts}, {"impersonated", numbers},
-	{"request_name", texts}, {"request_uid", texts}, {"replica", texts}, {"source", texts}, {"delivered", numbers},
+	{"request_name", texts}, {"request_uid", texts}, {"replica", texts}, {"source", texts}, {"delivered", numbers}, {"proven_at", numbers},
 	{"der", blobs},
 }
 
@@ -211,7 +215,7 @@ type row struct {
 	sans                                               string // JSON list, "" for the identity alone
 	keyBits                                            int64
 	root                                               []byte
-	impersonated, delivered                            int64
+	impersonated, delivered, provenAt                  int64
 	source                                             string
 	issuance                                           Issuance // the texts that are kept as they are, and DER
 }
@@ -227,7 +231,7 @@ func (r *row) targets() []any {
 		&i.KeyAlgorithm, &r.keyBits, &i.SignatureAlgorithm,
 		&i.Issuer, &r.root, &i.RootSubject,
 		&i.Pod, &i.PodUID, &i.Node, &i.Credential, &i.Cluster, &i.Peer, &r.impersonated,
-		&i.RequestName, &i.RequestUID, &i.Replica, &r.source, &r.delivered,
+		&i.RequestName, &i.RequestUID, &i.Replica, &r.source, &r.delivered, &r.provenAt,
 		&i.DER,
 	}
 }
@@ -242,7 +246,7 @@ func (r *row) values() []any {
 		i.KeyAlgorithm, r.keyBits, i.SignatureAlgorithm,
 		i.Issuer, r.root, i.RootSubject,
 		i.Pod, i.PodUID, i.Node, i.Credential, i.Cluster, i.Peer, r.impersonated,
-		i.RequestName, i.RequestUID, i.Replica, r.source, r.delivered,
+		i.RequestName, i.RequestUID, i.Replica, r.source, r.delivered, r.provenAt,
 		i.DER,
 	}
 }
@@ -306,6 +310,9 @@ func newRow(i Issuance, replica string, now time.Time) (*row, error) {
 	r.holding = c.holding()
 	r.recordedAt, r.notBefore, r.notAfter = i.RecordedAt.Unix(), i.NotBefore.Unix(), i.NotAfter.Unix()
 	r.requested, r.keyBits, r.source = int64(i.RequestedLifetime/time.Second), int64(i.KeyBits), string(i.Source)
+	if !i.ProvenAt.IsZero() {
+		r.provenAt = i.ProvenAt.Unix()
+	}
 	if i.Impersonated {
 		r.impersonated = 1
 	}
@@ -347,6 +354,9 @@ func (r *row) decode() Issuance {
 	i.RecordedAt, i.NotBefore, i.NotAfter = unix(r.recordedAt), unix(r.notBefore), unix(r.notAfter)
 	i.RequestedLifetime, i.KeyBits, i.Source = time.Duration(r.requested)*time.Second, int(r.keyBits), Source(r.source)
 	i.Impersonated, i.Delivered = r.impersonated != 0, r.delivered != 0
+	if r.provenAt != 0 {
+		i.ProvenAt = unix(r.provenAt)
+	}
 	return i
 }
 

@@ -225,6 +225,9 @@ func (s *Store) release() error {
 	return errors.Join(append(errs, s.lock.Close())...)
 }
 
+// Replica is the replica's name, which its records carry.
+func (s *Store) Replica() string { return s.cfg.Replica }
+
 // Local is the replica's own store. It lasts as long as s.
 func (s *Store) Local() *View { return &View{db: s.local, store: s} }
 

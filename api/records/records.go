@@ -25,44 +25,80 @@ var _ inventory.Records = Records{}
 // Of are the records of store.
 func Of(store *ledger.Store) Records { return Records{store} }
 
-// Latest implements [inventory.Records].
+// sharedTimeout bounds a question to the shared view; then the replica's own store is asked.
+const sharedTimeout = 5 * time.Second
+
+// ask puts a question to the view of all replicas while that answers, else to the replica's own store.
+func ask[T any](ctx context.Context, r Records, question func(context.Context, *ledger.View) (T, error)) (T, error) {
+	view := r.store.View()
+	if !view.IsShared() {
+		return question(ctx, view)
+	}
+	asking, cancel := context.WithTimeout(ctx, sharedTimeout)
+	defer cancel()
+	answer, err := question(asking, view)
+	if err == nil || ctx.Err() != nil || isAnswer(err) {
+		return answer, err
+	}
+	return question(ctx, r.store.Local())
+}
+
+// isAnswer says whether err is what a database that works answers.
+func isAnswer(err error) bool {
+	return errors.Is(err, ledger.ErrFilter) || errors.Is(err, ledger.ErrContinue) || errors.Is(err, ledger.ErrNotFound)
+}
+
+// Latest implements [inventory.Records], of the replica's own store; [Records.Follow] tells the rest.
 func (r Records) Latest(ctx context.Context, q inventory.LatestQuery) (inventory.RecordPage, error) {
-	return r.list(ctx, ledger.Filter{Latest: true, NotAfterFrom: q.EndsAfter}, ledger.Page{Limit: q.Limit, Continue: q.Continue})
+	return pageOf(r.store.Local().List(ctx, ledger.Filter{Latest: true, NotAfterFrom: q.EndsAfter}, ledger.Page{Limit: q.Limit, Continue: q.Continue}))
 }
 
 // Certificates implements [inventory.Records].
 func (r Records) Certificates(ctx context.Context, q inventory.RecordQuery) (inventory.RecordPage, error) {
-	return r.list(ctx, ledger.Filter{
+	filter := ledger.Filter{
 		Namespace: q.Namespace, Identity: q.Identity, Node: q.Node, Issuer: q.Issuer, Serial: q.Serial, SAN: q.SAN,
 		Namespaces: q.Namespaces, Since: q.Since, NotAfterFrom: q.EndsFrom, NotAfterTo: q.EndsTo,
-	}, ledger.Page{Limit: q.Limit, Continue: q.Continue})
+	}
+	page := ledger.Page{Limit: q.Limit, Continue: q.Continue}
+	return pageOf(ask(ctx, r, func(ctx context.Context, view *ledger.View) (ledger.Issuances, error) {
+		return view.List(ctx, filter, page)
+	}))
 }
 
-// list is a page of certificates of workloads; those without an identity, such as Signet's own, belong to nobody's
+// pageOf is a page of certificates of workloads; those without an identity, such as Signet's own, belong to nobody's
 // service.
-func (r Records) list(ctx context.Context, filter ledger.Filter, page ledger.Page) (inventory.RecordPage, error) {
-	found, err := r.store.View().List(ctx, filter, page)
+func pageOf(found ledger.Issuances, err error) (inventory.RecordPage, error) {
 	switch {
 	case errors.Is(err, ledger.ErrFilter):
 		return inventory.RecordPage{}, nil // nothing that is kept can match it
 	case err != nil:
 		return inventory.RecordPage{}, failed(err)
 	}
-	answer := inventory.RecordPage{Items: make([]api.Certificate, 0, len(found.Records)), Continue: found.Continue}
-	for at := range found.Records {
-		if found.Records[at].Identity != "" {
-			answer.Items = append(answer.Items, Certificate(&found.Records[at]))
+	return inventory.RecordPage{Items: certificates(found.Records), Continue: found.Continue}, nil
+}
+
+// certificates are those of workloads among records, in the words of the API.
+func certificates(records []ledger.Issuance) []api.Certificate {
+	all := make([]api.Certificate, 0, len(records))
+	for at := range records {
+		if records[at].Identity != "" {
+			all = append(all, Certificate(&records[at]))
 		}
 	}
-	return answer, nil
+	return all
 }
 
 // Certificate implements [inventory.Records].
 func (r Records) Certificate(ctx context.Context, sha256 string) (*api.Certificate, error) {
-	view := r.store.View()
-	found, err := view.Certificate(ctx, sha256)
-	if errors.Is(err, ledger.ErrNotFound) && view.IsShared() {
-		found, err = r.store.Local().Certificate(ctx, sha256) // not shipped yet
+	// The replica's own store is near, and has what isn't shipped yet; of what others issued they know more.
+	found, err := r.store.Local().Certificate(ctx, sha256)
+	if errors.Is(err, ledger.ErrNotFound) || err == nil && found.Source == ledger.Observed {
+		shared, sharedErr := ask(ctx, r, func(ctx context.Context, view *ledger.View) (ledger.Issuance, error) {
+			return view.Certificate(ctx, sha256)
+		})
+		if err != nil || sharedErr == nil {
+			found, err = shared, sharedErr
+		}
 	}
 	switch {
 	case errors.Is(err, ledger.ErrFilter):
@@ -73,27 +109,6 @@ func (r Records) Certificate(ctx context.Context, sha256 string) (*api.Certifica
 	c := Certificate(&found)
 	c.PEM = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: found.DER}))
 	return &c, nil
-}
-
-// Refusals implements [inventory.Records].
-func (r Records) Refusals(ctx context.Context, q inventory.RecordQuery) (inventory.IssuancePage, error) {
-	found, err := r.store.View().Refusals(ctx, ledger.RefusalFilter{
-		Since: q.Since, Namespace: q.Namespace, Identity: q.Identity, Namespaces: q.Namespaces,
-	}, ledger.Page{Limit: q.Limit, Continue: q.Continue})
-	switch {
-	case errors.Is(err, ledger.ErrFilter):
-		return inventory.IssuancePage{}, nil
-	case err != nil:
-		return inventory.IssuancePage{}, failed(err)
-	}
-	answer := inventory.IssuancePage{Items: make([]api.Issuance, 0, len(found.Counts)), Continue: found.Continue}
-	for _, c := range found.Counts {
-		answer.Items = append(answer.Items, api.Issuance{Time: c.Window, Outcome: api.Refused, Refusal: &api.Refusal{
-			Reason: c.Reason, Code: c.Code, Identity: c.Identity, Namespace: c.Namespace, ServiceAccount: c.ServiceAccount, Address: c.Peer,
-			Count: c.Count, First: c.First, Last: c.Last, Replica: c.Replica,
-		}})
-	}
-	return answer, nil
 }
 
 // failed is an error of the ledger in the words of the API.
@@ -109,16 +124,19 @@ func failed(err error) error {
 
 // Coverage implements [inventory.Records].
 func (r Records) Coverage(ctx context.Context) (api.Coverage, error) {
-	c, err := r.store.View().Coverage(ctx)
+	c, err := ask(ctx, r, func(ctx context.Context, view *ledger.View) (ledger.Coverage, error) { return view.Coverage(ctx) })
 	if err != nil {
 		return api.Coverage{}, failed(err)
 	}
-	answer := api.Coverage{Since: c.Since, Replicas: []string{}}
+	answer := api.Coverage{Since: c.Since, Replicas: []string{r.store.Replica()}}
 	for _, o := range c.Origins {
-		if !slices.Contains(answer.Replicas, o.Replica) {
-			answer.Replicas = append(answer.Replicas, o.Replica)
-		}
+		answer.Replicas = append(answer.Replicas, o.Replica)
 	}
+	for _, p := range c.Peers {
+		answer.Replicas = append(answer.Replicas, p.Replica)
+	}
+	slices.Sort(answer.Replicas)
+	answer.Replicas = slices.Compact(answer.Replicas)
 	for _, s := range c.Sources {
 		answer.Sources = append(answer.Sources, api.Source{Name: "ledger: " + s.Name, Up: s.Up, Reason: s.Detail})
 	}

@@ -15,14 +15,17 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/api/inventory"
+	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/presence"
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
 )
 
 // right is one thing that Signet must be allowed to do.
 type right struct {
-	group, resource, name, namespace string
-	verbs                            []string
+	group, resource, subresource, name, namespace string
+	path                                          string // of what isn't a resource, in place of the others
+	verbs                                         []string
 }
 
 // rights are all that cfg needs, and why.
@@ -80,12 +83,45 @@ func rights(cfg Config) []right {
 	if cfg.CA.RuledByLabels() {
 		list = append(list, right{resource: "namespaces", verbs: []string{"list", "watch"}})
 	}
+	// What exists in the cluster, and the pods that node proxies ask for.
+	for _, kind := range followed(cfg) {
+		list = append(list, right{resource: string(kind), verbs: []string{"list", "watch"}})
+	}
+	if cfg.CA.Nodes.Enabled() {
+		list = append(list, right{resource: string(presence.Pods), verbs: []string{"get"}})
+	}
+	// The Secrets that lead to remote clusters.
+	if at := cfg.CA.RemoteClusters; at.Enabled() {
+		list = append(list, right{resource: "secrets", namespace: at.Namespace, verbs: []string{"list", "watch"}})
+	}
+	// The keys of service account tokens.
+	if cfg.CA.Token.Local() {
+		for _, path := range ca.KeysPaths() {
+			list = append(list, right{path: path, verbs: []string{"get"}})
+		}
+	}
+	// What an istiod asks for that is the mesh's registration authority.
+	if cfg.CA.Registration.Enabled {
+		list = append(list,
+			right{group: "certificates.k8s.io", resource: "certificatesigningrequests", verbs: []string{"list", "watch"}},
+			right{group: "certificates.k8s.io", resource: "certificatesigningrequests", subresource: "status", verbs: []string{"update"}},
+			right{group: "certificates.k8s.io", resource: "signers", name: cfg.CA.Registration.SignerNames(), verbs: []string{"sign"}})
+	}
 	// Who asks, whether they may, and what there is to tell of.
 	if !cfg.API.Disabled {
 		list = append(list, right{group: "authorization.k8s.io", resource: "subjectaccessreviews", verbs: []string{"create"}})
 		for _, kind := range inventory.Kinds() {
 			list = append(list, right{group: kind.Group, resource: resourceOf(kind), verbs: []string{"list", "watch"}})
 		}
+	}
+	// What probes ask of the API server, each time: where the pods are, and where nothing may be dialed.
+	if !cfg.API.Disabled && !cfg.Probes.Disabled {
+		list = append(list,
+			right{resource: "pods", verbs: []string{"get"}},
+			right{resource: "services", verbs: []string{"get"}},
+			right{resource: "nodes", verbs: []string{"list"}},
+			right{group: "discovery.k8s.io", resource: "endpointslices", namespace: "default", verbs: []string{"list"}},
+			right{group: issuer.CertManagerGroup, resource: "certificates", verbs: []string{"list"}})
 	}
 	// istiod's Certificate.
 	if cfg.Istiod.Enabled {
@@ -110,11 +146,7 @@ func checkAccess(ctx context.Context, c client.Client, cfg Config) (username str
 	for _, r := range rights(cfg) {
 		var verbs []string
 		for _, verb := range r.verbs {
-			review := authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{
-				ResourceAttributes: &authorizationv1.ResourceAttributes{
-					Group: r.group, Resource: r.resource, Name: r.name, Namespace: r.namespace, Verb: verb,
-				},
-			}}
+			review := authorizationv1.SelfSubjectAccessReview{Spec: r.asked(verb)}
 			if err := c.Create(ctx, &review); err != nil {
 				return "", fmt.Errorf("ask the API server for our rights: %w", err)
 			}
@@ -132,8 +164,24 @@ func checkAccess(ctx context.Context, c client.Client, cfg Config) (username str
 	return username, nil
 }
 
+// asked is the question whether we may do verb.
+func (r right) asked(verb string) authorizationv1.SelfSubjectAccessReviewSpec {
+	if r.path != "" {
+		return authorizationv1.SelfSubjectAccessReviewSpec{NonResourceAttributes: &authorizationv1.NonResourceAttributes{Path: r.path, Verb: verb}}
+	}
+	return authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &authorizationv1.ResourceAttributes{
+		Group: r.group, Resource: r.resource, Subresource: r.subresource, Name: r.name, Namespace: r.namespace, Verb: verb,
+	}}
+}
+
 func (r right) describe(verbs []string) string {
+	if r.path != "" {
+		return strings.Join(verbs, ", ") + " " + r.path
+	}
 	text := strings.Join(verbs, ", ") + " " + r.resource
+	if r.subresource != "" {
+		text += "/" + r.subresource
+	}
 	if r.group != "" {
 		text += "." + r.group
 	}

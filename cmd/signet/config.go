@@ -20,8 +20,10 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/api/audit"
 	"github.com/signet-ca/signet/api/inventory"
 	"github.com/signet-ca/signet/api/ledger"
+	"github.com/signet-ca/signet/api/probe"
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
@@ -70,6 +72,10 @@ type Config struct {
 	API api.Config `json:"api,omitempty"`
 	// Inventory is how the state of services and their certificates is judged.
 	Inventory inventory.Config `json:"inventory,omitempty"`
+	// Probes read the certificates that services really serve.
+	Probes probe.Config `json:"probes,omitempty"`
+	// Audit is a stream of events for other systems.
+	Audit audit.Config `json:"audit,omitempty"`
 	// Metrics is the endpoint for Prometheus, /metrics over HTTP.
 	Metrics struct {
 		// Listen is its address. Default :9402.
@@ -149,9 +155,9 @@ func ParseConfig(text []byte) (Config, error) {
 		}
 		cfg.Replica = host
 	}
-	cfg.CA.ClusterID = cfg.ClusterID
 	cfg.Ledger.Replica = cfg.Replica
 	cfg.Inventory.TrustDomain, cfg.Inventory.Cluster = cfg.CA.TrustDomain, cfg.ClusterID
+	cfg.Probes.TrustDomain = cfg.CA.TrustDomain
 	cfg.CA.Usages = cfg.Signer.UsagesOrDefault()
 	cfg.CA.RequestTimeout = setting.DurationOf(cfg.CA.RequestTimeout.Or(cfg.Signer.TimeoutOrDefault() + 5*time.Second))
 	cfg.CA.ShutdownDelay = cfg.Shutdown.Delay.Or(5 * time.Second)
@@ -170,7 +176,7 @@ func (c *Config) validate() error {
 	if err != nil || strings.Contains(c.TrustDomain, "/") {
 		p.Addf("trustDomain", "%q is not a trust domain; it must be a lower-case name such as cluster.local", c.TrustDomain)
 	}
-	c.CA.TrustDomain = trustDomain
+	c.CA.TrustDomain, c.CA.ClusterID = trustDomain, c.ClusterID
 	if len(validation.IsDNS1123Label(c.Namespace)) != 0 {
 		p.Addf("namespace", "%q is not the name of a namespace", c.Namespace)
 	}
@@ -195,6 +201,8 @@ func (c *Config) validate() error {
 	c.Ledger.Validate(p.At("ledger"))
 	c.API.Validate(p.At("api"))
 	c.Inventory.Validate(p.At("inventory"))
+	c.Probes.Validate(p.At("probes"))
+	c.Audit.Validate(p.At("audit"))
 	p.Address("metrics.listen", c.Metrics.Listen)
 	p.Address("health.listen", c.Health.Listen)
 	signing := c.Signer.TimeoutOrDefault()

@@ -73,12 +73,12 @@ func TestParseConfigRefuses(t *testing.T) {
 		want       []string // each is a part of the error
 	}{
 		// fields that there are not
-		{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are api, bundleEndpoint, ca, clusterID, crl, distribution, health, inventory, issuer, issuers, istiod, ledger, log, metrics, namespace, replica, roots, serving, shutdown, signer, trustDomain"}},
+		{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are api, audit, bundleEndpoint, ca, clusterID, crl, distribution, health, inventory, issuer, issuers, istiod, ledger, log, metrics, namespace, probes, replica, roots, serving, shutdown, signer, trustDomain"}},
 		{"unknown a level down", "issuer: {name: mesh, nmae: x}\nroots: {fromIssuer: true}\n", []string{"issuer.nmae: unknown field; known here are group, kind, name"}},
 		{"unknown two levels down", minimal + "ca: {lifetime: {maximum: 1h}}\n", []string{"ca.lifetime.maximum: unknown field; known here are default, max, min"}},
 		{"unknown below a pointer", "issuer: {name: mesh}\nroots: {secret: {name: a, kay: b}}\n", []string{"roots.secret.kay: unknown field; known here are key, name"}},
 		{"unknown in what has no name in Go", minimal + "metrics: {port: 1}\n", []string{"metrics.port: unknown field; known here are listen"}},
-		{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, clusterAliases, connectionAge, keys, lifetime, listen, requestTimeout, rules, token, trustDomainAliases"}},
+		{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, certificates, clusterAliases, connectionAge, keys, lifetime, listen, nodes, oidc, registration, remoteClusters, requestTimeout, rules, token, trustDomainAliases"}},
 		{"not for the file", minimal + "ca: {ShutdownDelay: 1s}\n", []string{"ca.ShutdownDelay: unknown field"}},
 		{"with a dot in its name", minimal + "\"log.level\": debug\n", []string{"log.level"}},
 		{"several at once", minimal + "a: 1\nlog: {b: 1}\n", []string{"a: unknown field", "log.b: unknown field"}},

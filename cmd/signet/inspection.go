@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -16,11 +17,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/api/audit"
 	"github.com/signet-ca/signet/api/inventory"
 	"github.com/signet-ca/signet/api/ledger"
+	"github.com/signet-ca/signet/api/probe"
 	"github.com/signet-ca/signet/api/records"
+	"github.com/signet-ca/signet/api/web"
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
 )
@@ -31,10 +36,12 @@ type inspection struct {
 	objects   cache.Cache
 	inventory *inventory.Inventory
 	server    *api.Server
+	prober    *probe.Prober               // nil where probes are turned off
+	follow    func(context.Context) error // of the other replicas' records
 }
 
-// newInspection builds it from the records and from what is known of trust.
-func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *ledger.Store, trusting *trust, log *slog.Logger, reg prometheus.Registerer) (*inspection, error) {
+// newInspection builds it from the records and from what is known of trust. Stream is told of reads and probes.
+func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *ledger.Store, trusting *trust, stream *audit.Stream, log *slog.Logger, reg prometheus.Registerer) (*inspection, error) {
 	log = log.With("room", "api")
 	objects, err := newInspectionCache(config)
 	if err != nil {
@@ -48,18 +55,59 @@ func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *
 	if err := i.inventory.Observe(ctx, objects); err != nil {
 		return nil, err
 	}
+	if err := i.inventory.ObserveGateways(config); err != nil {
+		return nil, err
+	}
+	i.follow = func(ctx context.Context) error {
+		kept.Follow(ctx, i.inventory.Issued, log)
+		return nil
+	}
+	anchors := func() *x509.CertPool {
+		own, _ := trusting.own()
+		return own.Pool()
+	}
 	mesh := api.Mesh{
 		TrustDomain: cfg.CA.TrustDomain,
-		Anchors: func() *x509.CertPool {
-			own, _ := trusting.own()
-			return own.Pool()
-		},
+		Anchors:     anchors,
 		Local: func(ctx context.Context, leaf *x509.Certificate) error {
 			return localLeaf(ctx, kept, cfg.CA.ClusterID, leaf)
 		},
 	}
 	i.server, err = api.NewServer(cfg.API, i.inventory, trusting.serving.GetCertificate, api.Cluster{Config: config, Namespaces: i.inventory.Namespaces}, mesh, log, reg)
-	return i, err
+	if err != nil {
+		return nil, err
+	}
+	i.server.SetAuditor(stream)
+	page := web.Handler()
+	i.server.Mount("/ui", page)
+	i.server.Mount("/ui/", page)
+	if !cfg.Probes.Disabled {
+		if i.prober, err = newProber(cfg, config, i.inventory, kept, anchors, stream, log, reg); err != nil {
+			return nil, err
+		}
+		i.server.SetProber(i.prober)
+	}
+	return i, nil
+}
+
+// newProber makes what reads the certificates that services really serve.
+func newProber(cfg Config, config *rest.Config, services probe.Inventory, kept records.Records, anchors func() *x509.CertPool, stream *audit.Stream, log *slog.Logger, reg prometheus.Registerer) (*probe.Prober, error) {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme), cmapi.AddToScheme(scheme)); err != nil {
+		return nil, fmt.Errorf("register API types: %w", err)
+	}
+	reader, err := client.New(config, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("make client for probes: %w", err)
+	}
+	return probe.New(cfg.Probes, probe.Sources{
+		Inventory: services, Records: kept, Reader: reader, Config: config, Anchors: anchors, Known: probe.Certificates{Reader: reader},
+		Tell: func(p *api.Probe, user string, took time.Duration) {
+			told := audit.ProbeOf(p)
+			told.User, told.Scheduled, told.DurationSeconds = user, user == "", took.Seconds()
+			stream.Probed(told)
+		},
+	}, log, reg)
 }
 
 // newInspectionCache makes the cache of what the inventory watches, with a mapper that knows its kinds, so that nothing
@@ -76,11 +124,11 @@ func newInspectionCache(config *rest.Config) (cache.Cache, error) {
 		}
 		mapper.Add(kind, scope)
 	}
-	client, err := rest.HTTPClientFor(config)
+	http, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("make client for the inventory: %w", err)
 	}
-	objects, err := cache.New(config, cache.Options{HTTPClient: client, Scheme: scheme, Mapper: mapper, ByObject: inventory.CacheOptions()})
+	objects, err := cache.New(config, cache.Options{HTTPClient: http, Scheme: scheme, Mapper: mapper, ByObject: inventory.CacheOptions()})
 	if err != nil {
 		return nil, fmt.Errorf("make the inventory's cache: %w", err)
 	}
@@ -104,25 +152,22 @@ func localLeaf(ctx context.Context, kept records.Records, cluster string, leaf *
 // NeedLeaderElection says that every replica answers.
 func (i *inspection) NeedLeaderElection() bool { return false }
 
-// Start runs all of it until ctx ends and it has stopped.
+// Start runs all of it until ctx ends and it has stopped. What ends with an error, such as that of an address that is
+// taken, ends all of it.
 func (i *inspection) Start(ctx context.Context) error {
-	var group errgroup.Group
-	for _, start := range []func(context.Context) error{i.objects.Start, i.inventory.Start, i.server.Start} {
+	group, ctx := errgroup.WithContext(ctx)
+	parts := []func(context.Context) error{i.objects.Start, i.inventory.Start, i.server.Start, i.follow}
+	if i.prober != nil {
+		parts = append(parts, i.prober.Start)
+	}
+	for _, start := range parts {
 		group.Go(func() error { return start(ctx) })
 	}
 	return group.Wait()
 }
 
 // shown is what readiness says of it.
-func (i *inspection) shown() shown {
-	return shown{"inspection", func(now time.Time) []string {
-		text, err := i.server.Ready(now)
-		if err != nil {
-			text = err.Error()
-		}
-		return []string{text}
-	}}
-}
+func (i *inspection) shown() shown { return shownBy("inspection", i.server.Ready) }
 
 // told is what the inventory is told of trust.
 func (t *trust) told() inventory.TrustSources {

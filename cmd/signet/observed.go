@@ -1,14 +1,21 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	"golang.org/x/time/rate"
 	"k8s.io/apimachinery/pkg/types"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -33,6 +40,10 @@ const (
 	maxObserved = 100_000
 	// rememberFor is how long a request is remembered whose deletion wasn't seen.
 	rememberFor = 15 * time.Minute
+	// forgetEvery is how far apart the looks are for what need not be remembered any more.
+	forgetEvery = 10 * time.Second
+	// passTimeout bounds one pass; what it doesn't reach is tried again.
+	passTimeout = 30 * time.Second
 
 	observedSource = "observed"
 )
@@ -48,10 +59,13 @@ type observed struct {
 	issued  func(api.Certificate)
 	log     *slog.Logger
 
+	complaints *rate.Limiter // of lines about what could not be recorded
+
 	mu       sync.Mutex // guards the following
 	recorded map[types.UID]time.Time
+	forgot   time.Time // when recorded was looked through last
 	waiting  []sighting
-	left     int // out of waiting, because there were too many
+	left     int // deleted when too many were waiting
 }
 
 // sighting is a request that carries a certificate.
@@ -61,20 +75,23 @@ type sighting struct {
 }
 
 func newObserved(cfg Config, store *ledger.Store, sign *signer.Signer, issuers *issuer.Store, issued func(api.Certificate), log *slog.Logger) *observed {
-	return &observed{ledger: store, signer: sign, issuers: issuers, cluster: cfg.ClusterID, replica: cfg.Replica, issued: issued, log: log, recorded: make(map[types.UID]time.Time)}
+	return &observed{
+		ledger: store, signer: sign, issuers: issuers, cluster: cfg.ClusterID, replica: cfg.Replica, issued: issued, log: log,
+		complaints: rate.NewLimiter(rate.Every(10*time.Second), 1), recorded: make(map[types.UID]time.Time),
+	}
 }
 
 // Observe connects the shared informer.
 func (o *observed) Observe(informer cache.Informer) error {
 	_, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-		AddFunc:    func(object any) { o.see(object, time.Now()) },
-		UpdateFunc: func(_, object any) { o.see(object, time.Now()) },
+		AddFunc:    func(object any) { o.see(object, time.Now(), false) },
+		UpdateFunc: func(_, object any) { o.see(object, time.Now(), false) },
 		DeleteFunc: func(object any) {
 			if tombstone, ok := object.(toolscache.DeletedFinalStateUnknown); ok {
 				object = tombstone.Obj
 			}
 			if request, ok := object.(*cmapi.CertificateRequest); ok {
-				o.see(request, time.Now())
+				o.see(request, time.Now(), true)
 				o.leave(request.UID)
 			}
 		},
@@ -85,8 +102,9 @@ func (o *observed) Observe(informer cache.Informer) error {
 	return nil
 }
 
-// see takes note of a request that may carry a certificate.
-func (o *observed) see(object any, now time.Time) {
+// see takes note of a request that may carry a certificate. Last says that it is deleted, so that there will be no other
+// sight of it.
+func (o *observed) see(object any, now time.Time, last bool) {
 	request, ok := object.(*cmapi.CertificateRequest)
 	if !ok || len(request.Status.Certificate) == 0 {
 		return
@@ -97,7 +115,9 @@ func (o *observed) see(object any, now time.Time) {
 		return
 	}
 	if len(o.waiting) >= maxObserved {
-		o.left++
+		if last {
+			o.left++
+		}
 		return
 	}
 	o.waiting = append(o.waiting, sighting{request, now})
@@ -138,9 +158,12 @@ func (o *observed) Start(ctx context.Context, synced func() bool) {
 	}
 }
 
-// pass records what has waited for long enough at now.
+// pass records what has waited for long enough at now. It ends early where the ledger can't be written.
 func (o *observed) pass(ctx context.Context, now time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, passTimeout)
+	defer cancel()
 	due := o.due(now)
+	var failing atomic.Bool
 	var mu sync.Mutex
 	var again []sighting
 	var failure error
@@ -149,9 +172,17 @@ func (o *observed) pass(ctx context.Context, now time.Time) {
 	for range min(observeAtOnce, len(due)) {
 		group.Go(func() {
 			for s := range next {
-				if err := o.Keep(ctx, s.request); err != nil {
+				err := errSkipped
+				if !failing.Load() {
+					err = o.Keep(ctx, s.request)
+				}
+				if err != nil {
+					failing.Store(true)
 					mu.Lock()
-					again, failure = append(again, s), err
+					again = append(again, s)
+					if !errors.Is(err, errSkipped) {
+						failure = err
+					}
 					mu.Unlock()
 				}
 			}
@@ -162,13 +193,16 @@ func (o *observed) pass(ctx context.Context, now time.Time) {
 	}
 	close(next)
 	group.Wait()
-	if failure != nil && ctx.Err() == nil {
+	if failure != nil && !errors.Is(failure, context.Canceled) && o.complaints.Allow() {
 		o.log.Warn("certificates that were seen in the cluster can't be recorded; they are tried again", "certificates", len(again), "err", failure)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.waiting = append(again, o.waiting...)
 }
+
+// errSkipped says that a record was not tried, because another one had just failed.
+var errSkipped = errors.New("not tried")
 
 // due takes out of those that wait what has waited for long enough at now and isn't recorded.
 func (o *observed) due(now time.Time) []sighting {
@@ -185,10 +219,9 @@ func (o *observed) due(now time.Time) []sighting {
 		}
 	}
 	o.waiting = append([]sighting(nil), o.waiting[ripe:]...)
-	for uid, at := range o.recorded {
-		if now.Sub(at) > rememberFor {
-			delete(o.recorded, uid)
-		}
+	if now.Sub(o.forgot) >= forgetEvery {
+		o.forgot = now
+		maps.DeleteFunc(o.recorded, func(_ types.UID, at time.Time) bool { return now.Sub(at) > rememberFor })
 	}
 	return due
 }
@@ -209,11 +242,17 @@ func (o *observed) Keep(ctx context.Context, request *cmapi.CertificateRequest) 
 		o.known(request.UID)
 		return nil
 	}
-	if err := o.ledger.Record(ctx, record); err != nil {
+	switch err := o.ledger.Record(ctx, record); {
+	case err == nil:
+	case passes(err):
 		return fmt.Errorf("record the certificate of CertificateRequest %s: %w", request.Name, err)
+	default:
+		o.log.Error("a certificate that was seen in the cluster can't be recorded", "request", request.Name, "err", err)
+		o.known(request.UID)
+		return nil
 	}
 	o.known(request.UID)
-	if o.issued != nil && record.Identity != "" {
+	if o.issued != nil && record.Holder() != "" {
 		o.issued(records.Certificate(&record))
 	}
 	return nil
@@ -233,7 +272,7 @@ func (o *observed) recordOf(request *cmapi.CertificateRequest, issued signer.Iss
 	if err != nil {
 		return ledger.Issuance{}, err
 	}
-	record.Source, record.Replica, record.RecordedAt = ledger.Observed, o.replica, issued.At
+	record.Source, record.Replica, record.RecordedAt = ledger.Observed, cmp.Or(issued.Replica, o.replica), issued.At
 	if d := request.Spec.Duration; d != nil {
 		record.RequestedLifetime = d.Duration
 	}
@@ -241,11 +280,33 @@ func (o *observed) recordOf(request *cmapi.CertificateRequest, issued signer.Iss
 	if issued.For != signer.ForWorkload {
 		return record, nil // Signet's own
 	}
+	if !asAsked(request, issued.Chain[0], &record) {
+		return record, nil // no replica lets it go, so that nobody holds it
+	}
 	about := func(key string) string { return request.Annotations[key] }
 	record.Cluster = o.cluster
+	if cluster, other := request.Annotations[ca.ClusterAnnotation]; other {
+		record.Cluster = cluster
+	}
 	record.Pod, record.PodUID, record.Node = about(ca.PodAnnotation), about(ca.PodUIDAnnotation), about(ca.NodeAnnotation)
 	record.Peer, record.Impersonated = about(ca.AddressAnnotation), about(ca.ImpersonatedAnnotation) == "true"
+	record.ServiceAccountUID = about(ca.CallerUIDAnnotation)
+	if at, err := time.Parse(time.RFC3339, about(ca.ProvenAtAnnotation)); err == nil {
+		record.ProvenAt = at
+	}
 	return record, nil
+}
+
+// asAsked says whether a leaf is what was asked for, as far as that decides who can use it: it has the key and the
+// identity of the request, and leads to an anchor in force.
+func asAsked(request *cmapi.CertificateRequest, leaf *x509.Certificate, record *ledger.Issuance) bool {
+	block, _ := pem.Decode(request.Spec.Request)
+	if block == nil {
+		return false
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	return err == nil && bytes.Equal(csr.RawSubjectPublicKeyInfo, leaf.RawSubjectPublicKeyInfo) &&
+		record.Identity == request.Annotations[signer.IdentitiesAnnotation] && record.RootSHA256 != ""
 }
 
 // anchorOf is the anchor that the last certificate of a chain was signed by; nil where it is none of those in force.
@@ -268,7 +329,7 @@ func (o *observed) tell(synced bool) {
 	case !synced:
 		o.ledger.SetSource(observedSource, false, "the CertificateRequests are not known yet")
 	case left > 0:
-		o.ledger.SetSource(observedSource, false, fmt.Sprintf("%d certificates were not recorded in time", left))
+		o.ledger.SetSource(observedSource, false, fmt.Sprintf("%d certificates were deleted before they were recorded", left))
 	case waiting >= maxObserved/2:
 		o.ledger.SetSource(observedSource, false, fmt.Sprintf("%d certificates wait to be recorded", waiting))
 	default:

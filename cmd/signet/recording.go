@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/api/audit"
 	"github.com/signet-ca/signet/api/ledger"
 	"github.com/signet-ca/signet/api/records"
 	"github.com/signet-ca/signet/ca"
@@ -23,13 +24,7 @@ type recording struct {
 	observed *observed
 	seen     *seen
 	issued   func(api.Certificate) // the inventory's; nil where there is none
-	streamed stream
-}
-
-// stream is told what has been recorded; nil where nobody listens.
-type stream interface {
-	Issued(*ledger.Issuance)
-	Refused(ledger.Refusal)
+	stream   *audit.Stream
 }
 
 // Record implements [ca.Recorder].
@@ -39,7 +34,7 @@ func (r *recording) Record(ctx context.Context, i ca.Issuance) error {
 		return fmt.Errorf("%w: %w", signer.ErrUntrusted, err)
 	}
 	if err := r.ledger.Record(ctx, record); err != nil {
-		if errors.Is(err, ledger.ErrSerialReused) {
+		if !passes(err) {
 			return fmt.Errorf("%w: %w", signer.ErrUntrusted, err)
 		}
 		return err
@@ -49,10 +44,18 @@ func (r *recording) Record(ctx context.Context, i ca.Issuance) error {
 	if r.issued != nil {
 		r.issued(records.Certificate(&record))
 	}
-	if r.streamed != nil {
-		r.streamed.Issued(&record)
-	}
+	r.stream.Issued(record)
 	return nil
+}
+
+// passes says whether a record that could not be written may be at another try.
+func passes(err error) bool {
+	for _, passing := range []error{ledger.ErrFull, ledger.ErrWrite, ledger.ErrClosed, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, passing) {
+			return true
+		}
+	}
+	return false
 }
 
 // Refused implements [ca.Recorder].
@@ -62,9 +65,7 @@ func (r *recording) Refused(refusal ca.Refusal) {
 		counted.Identity, counted.Namespace, counted.ServiceAccount = c.ID.String(), c.Namespace, c.ServiceAccount
 	}
 	r.ledger.Refused(counted)
-	if r.streamed != nil {
-		r.streamed.Refused(counted)
-	}
+	r.stream.Refused(counted)
 }
 
 // recordOf is an issuance as the ledger keeps it.
@@ -78,6 +79,7 @@ func (r *recording) recordOf(i ca.Issuance) (ledger.Issuance, error) {
 	record.RequestedLifetime = i.Requested
 	record.ServiceAccountUID, record.Credential, record.Cluster, record.Peer = c.ServiceAccountUID, c.CredentialID, c.Cluster, i.Address
 	record.Pod, record.PodUID, record.Node, record.Impersonated = c.PodName, c.PodUID, c.NodeName, i.Grant.Impersonated
+	record.ProvenAt = c.ProvenAt
 	record.RequestName, record.RequestUID = i.Chain.Request.Name, string(i.Chain.Request.UID)
 	return record, nil
 }

@@ -30,8 +30,10 @@ import (
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"github.com/signet-ca/signet/api/audit"
 	"github.com/signet-ca/signet/api/ledger"
 	"github.com/signet-ca/signet/ca"
+	"github.com/signet-ca/signet/ca/presence"
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
 	"github.com/signet-ca/signet/signer"
@@ -71,7 +73,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	issuers, health := issuer.NewStore(issuer.Ref{}), issuer.NewHealth()
 
 	// signer: one informer for all CertificateRequests of ours.
-	cluster := signer.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: cfg.Namespace, Username: username}
+	cluster := signer.Cluster{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Namespace: cfg.Namespace, Username: username, Replica: cfg.Replica}
 	sign := signer.New(cfg.Signer, cluster, issuers, health, log.With("room", "signer"), ours)
 	requests, err := mgr.GetCache().GetInformer(ctx, &cmapi.CertificateRequest{}, cache.BlockUntilSynced(false))
 	if err != nil {
@@ -90,12 +92,16 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	if err := observeIssuers(ctx, mgr, cfg, trusting.issuing); err != nil {
 		return err
 	}
-	// api: what operators ask.
+	// api: what operators ask, and what others are told.
+	stream, err := audit.New(cfg.Audit, audit.Origin{Cluster: cfg.ClusterID, Namespace: cfg.Namespace, Replica: cfg.Replica}, log.With("room", "audit"), ours)
+	if err != nil {
+		return err
+	}
 	parts := []manager.Runnable{}
-	recorded := &recording{replica: cfg.Replica, ledger: store, seen: trusting.seen}
-	shown := trusting.shown()
+	recorded := &recording{replica: cfg.Replica, ledger: store, seen: trusting.seen, stream: stream}
+	shown := append(trusting.shown(), shownBy("audit stream", stream.Ready))
 	if !cfg.API.Disabled {
-		inspecting, err := newInspection(ctx, cfg, config, store, trusting, log, ours)
+		inspecting, err := newInspection(ctx, cfg, config, store, trusting, stream, log, ours)
 		if err != nil {
 			return err
 		}
@@ -109,10 +115,14 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 
 	sweeper := signer.NewSweeper(sign, recorded.observed, log.With("room", "signer"))
+	var registering *ca.Registration
 	leading, err := newLeased(config, cfg.Namespace, replica, func(ctx context.Context) error {
 		var group errgroup.Group
 		group.Go(func() error { return sweeper.Start(ctx) })
 		group.Go(func() error { return trusting.lead(ctx, log) })
+		if registering != nil {
+			group.Go(func() error { return registering.Start(ctx) })
+		}
 		return group.Wait()
 	}, log)
 	if err != nil {
@@ -126,11 +136,36 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 			return err
 		}
 	}
+	exists, err := newPresence(cfg, config, log.With("room", "ca"), ours)
+	if err != nil {
+		return err
+	}
+	if exists != nil {
+		shown = append(shown, describedBy(exists))
+	}
+	others, err := newElsewhere(cfg, config, mgr.GetEventRecorder("signet"), log.With("room", "ca"), ours)
+	if err != nil {
+		return err
+	}
+	shown = append(shown, others.shown()...)
+	keys, err := newKeys(cfg, config, log.With("room", "ca"), ours)
+	if err != nil {
+		return err
+	}
+	if keys != nil {
+		parts = append(parts, keys)
+	}
 	server := ca.New(cfg.CA, ca.Parts{
-		Authenticators: ca.Authenticators{Tokens: []ca.TokenAuthenticator{{Name: "review", Authenticator: ca.NewReviewer(cfg.CA, mgr.GetClient(), ours)}}},
+		Nodes:          newNodeProxies(cfg, exists, others.remotes),
+		Authenticators: newAuthenticators(cfg, mgr.GetClient(), exists, keys, others, store, trusting, ours),
 		Namespaces:     namespaces, Signer: sign, Recorder: recorded,
 	}, log.With("room", "ca"), ours)
 	endpoint := ca.NewEndpoint(server, serving.GetCertificate)
+	if cfg.CA.Registration.Enabled {
+		if registering, err = ca.NewRegistration(server, config, log.With("room", "ca")); err != nil {
+			return err
+		}
+	}
 
 	probes, metrics := http.NewServeMux(), http.NewServeMux()
 	probes.HandleFunc("/livez", livez)
@@ -160,13 +195,14 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	keepRecords := func(ctx context.Context) error {
 		var group errgroup.Group
 		group.Go(func() error { return store.Start(ctx) })
+		group.Go(func() error { return stream.Start(ctx) })
 		group.Go(func() error { recorded.observed.Start(ctx, requests.HasSynced); return nil })
 		return group.Wait()
 	}
 	parts = append(parts,
 		healthServer, metricsServer, &logSwitch{level, log},
 		trusting.anchors, trusting.issuing, trusting.crls, trusting.endpoint, trusting.expiry,
-		serving, &answering{endpoint, sign, trusting.replicas, leading, keepRecords})
+		serving, &answering{endpoint, sign, trusting.replicas, leading, keepRecords, exists, others})
 	for _, part := range parts {
 		if err := mgr.Add(part); err != nil {
 			return err
@@ -199,13 +235,16 @@ func start(ctx context.Context, mgr manager.Manager) error {
 
 // answering is the endpoint with what its requests need until the last one is answered, which is later
 // than the manager's word to stop: the guard of the informer's stream, the word to the other replicas that this one
-// answers, what runs under the lease, and the keeping of records.
+// answers, what runs under the lease, the keeping of records, the index of what exists in the cluster, and what is known of callers
+// elsewhere.
 type answering struct {
 	endpoint  *ca.Endpoint
 	signer    *signer.Signer
 	replicas  *rotation.Replicas
 	leading   *leased
 	recording func(context.Context) error
+	exists    *presence.Index // nil where nothing needs it
+	others    elsewhere
 }
 
 // NeedLeaderElection says that every replica answers.
@@ -219,6 +258,15 @@ func (a *answering) Start(ctx context.Context) error {
 	group.Go(func() error { return a.replicas.Start(beside) })
 	group.Go(func() error { return a.leading.Start(beside) })
 	group.Go(func() error { return a.recording(beside) })
+	if a.exists != nil {
+		group.Go(func() error { return a.exists.Start(beside) })
+	}
+	if a.others.remotes != nil {
+		group.Go(func() error { return a.others.remotes.Start(beside) })
+	}
+	if a.others.oidc != nil {
+		group.Go(func() error { return a.others.oidc.Start(beside) })
+	}
 	err := a.endpoint.Start(ctx)
 	stop()
 	return errors.Join(err, group.Wait())

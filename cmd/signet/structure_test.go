@@ -72,7 +72,7 @@ func TestImportsPointOneWay(t *testing.T) {
 		"setting":       nil,
 		"issuer":        {"setting"},
 		"signer":        {"setting", "issuer"},
-		"ca":            {"setting", "issuer", "signer"},
+		"ca":            {"setting", "issuer", "signer", "ca"},
 		"rotation":      {"setting", "issuer", "signer"},
 		"api":           {"setting", "api"},
 		"cmd/signet":    {"setting", "issuer", "signer", "ca", "rotation", "api"},

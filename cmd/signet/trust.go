@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -228,13 +229,7 @@ func (t *trust) shown() []shown {
 	all := []shown{
 		{"issuer", func(time.Time) []string { return t.issuing.Describe() }},
 		{"distribution", t.distributed},
-		{"CRLs", func(now time.Time) []string {
-			text, err := t.crls.Ready(now)
-			if err != nil {
-				text = err.Error()
-			}
-			return []string{text}
-		}},
+		shownBy("CRLs", t.crls.Ready),
 	}
 	if t.istiod != nil {
 		all = append(all, shown{"istiod", func(time.Time) []string { return []string{t.istiod.Status().String()} }})
@@ -302,10 +297,11 @@ func (s *seen) record(i ca.Issuance) {
 // leafOf is a certificate as it is watched.
 func leafOf(i ca.Issuance) rotation.Leaf {
 	leaf := i.Chain.Leaf
-	holder := i.Caller.PodUID
+	holder, pod := i.Caller.PodUID, i.Caller.PodName
 	switch {
 	case i.Grant.Impersonated:
-		holder = "node:" + i.Caller.NodeName
+		// Tokens of old clusters don't name the node; the proxy's pod stands for it, as long as it lives.
+		holder, pod = "node:"+i.Caller.Cluster+"/"+cmp.Or(i.Caller.NodeName, i.Caller.PodUID), ""
 	case holder == "":
 		holder = "sa:" + i.Caller.ServiceAccountUID
 	}
@@ -314,7 +310,7 @@ func leafOf(i ca.Issuance) rotation.Leaf {
 		Namespace:      i.Grant.Namespace,
 		ServiceAccount: i.Grant.ServiceAccount,
 		Holder:         holder,
-		PodName:        i.Caller.PodName,
+		PodName:        pod,
 		Serial:         fmt.Sprintf("%x", leaf.SerialNumber),
 		SHA256:         sha256.Sum256(leaf.Raw),
 		NotBefore:      leaf.NotBefore,

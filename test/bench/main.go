@@ -2,7 +2,7 @@
 //
 // Usage:
 //
-//	bench [-only certificates|distribution|ledger] [-rounds N] [-scale F] [-key ecdsa|rsa|all]
+//	bench [-only certificates|distribution|ledger|authentication|inspection] [-rounds N] [-scale F] [-key ecdsa|rsa|all] [-flood N]
 //
 // Bare means: create a CertificateRequest, wait for it on one shared watch, delete it. Signet means: one
 // CreateCertificate call over TLS with one of 400 distinct tokens, Signet running as its own process
@@ -14,6 +14,14 @@
 // Distribution is measured by itself, on a control plane of its own: how long 5,000 namespaces take to
 // carry their first root certificates (distribution_fill_s), and a changed bundle (distribution_change_s),
 // how long a namespace that comes alone waits, and what the distributor keeps in memory for each.
+//
+// Authentication is measured by itself too: how long a token takes by TokenReview (authn_review_us), with the answer kept
+// (authn_cached_us) and without the API server (authn_local_us), one after the other, and what each asks of the API
+// server; and, both with tokens reviewed and verified locally, how much of their rate 16 honest callers keep while 1,000
+// addresses send tokens with bad signatures as fast as they can (authn_flood_*).
+//
+// Inspection is how much of their rate 16 callers keep while 32 operators ask for certificates and services without a
+// pause (inspection_storm_ratio).
 //
 // Each figure is printed as a line "bench: NAME NUMBER", rates in certificates per second, times in
 // milliseconds. Names end in the number of callers, and in _rsa where CA and CSRs have RSA-2048 keys
@@ -39,7 +47,8 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each figure is measured; the median counts")
 	scale := flag.Float64("scale", 1, "factor on the number of certificates of each measurement")
 	key := flag.String("key", "all", "ecdsa, rsa or all")
-	only := flag.String("only", "", "certificates, distribution or ledger; all where it isn't set")
+	only := flag.String("only", "", "certificates, distribution, ledger, authentication or inspection; all where it isn't set")
+	flood := flag.Int("flood", 10_000, "how many bad tokens are sent while honest callers sign")
 	flag.Parse()
 	ctrl.SetLogger(logr.Discard()) // what the client libraries say of themselves
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -55,6 +64,9 @@ func main() {
 		{"certificates", func() error { return run(ctx, *rounds, *scale, *key, progress) }},
 		{"distribution", func() error { return measureDistribution(ctx, *scale, progress, os.Stdout) }},
 		{"ledger", func() error { return measureLedger(ctx, *scale, progress, os.Stdout) }},
+		{"inspection", func() error { return measureInspection(ctx, *rounds, *scale, progress, os.Stdout) }},
+		{"presence", func() error { return measurePresence(ctx, *scale, progress, os.Stdout) }},
+		{"authentication", func() error { return measureAuthentication(ctx, *scale, *flood, progress, os.Stdout) }},
 	} {
 		if *only != "" && *only != part.name {
 			continue

@@ -67,6 +67,7 @@ In another terminal:
   source %[1]s
   kubectl get certificaterequests -A -w
   kubectl create token default -n sandbox --audience istio-ca
+  bin/signetctl services -A; bin/signetctl issuances -A --follow; bin/signetctl dashboard
   curl $SIGNET_HEALTH/readyz
   curl -s $SIGNET_METRICS | grep ^signet_
   openssl s_client -connect $SIGNET_CA -CAfile $SIGNET_CA_ROOT -verify_return_error -alpn h2 </dev/null

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -108,7 +111,42 @@ func (m *mesh) startSignet(ctx context.Context) error {
 		return err
 	}
 	m.out.progress("Signet: ready at %s, as ServiceAccount %s/signet", m.signet.CSR(), signetNamespace)
-	return nil
+	return m.allowReaders(ctx)
+}
+
+// allowReaders installs the roles of those who ask the inspection API.
+func (m *mesh) allowReaders(ctx context.Context) error {
+	root, err := process.Root()
+	if err != nil {
+		return err
+	}
+	manifest, err := os.ReadFile(filepath.Join(root, "deploy", "readers.yaml"))
+	if err != nil {
+		return err
+	}
+	return m.plane.Apply(ctx, manifest)
+}
+
+// signetctl runs the operator's command as the administrator, and returns what it prints.
+func (m *mesh) signetctl(ctx context.Context, args ...string) (string, error) {
+	binary, err := process.Find("signetctl", "SIGNET_CTL")
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = os.Environ()
+	for _, v := range m.variables() {
+		cmd.Env = append(cmd.Env, v.name+"="+v.value)
+	}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("signetctl %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+	}
+	return string(out), nil
 }
 
 func (m *mesh) startWorkloads(ctx context.Context) error {

@@ -86,7 +86,20 @@ func (m *mesh) once(ctx context.Context) error {
 		}
 	})
 	m.out.print("\n" + table(m.rows(), 0) + "\n")
-	return err
+	if err != nil {
+		return err
+	}
+	return m.showServices(ctx)
+}
+
+// showServices prints what signetctl says of the mesh, and where the page is.
+func (m *mesh) showServices(ctx context.Context) error {
+	services, err := m.signetctl(ctx, "services", "-A")
+	if err != nil {
+		return err
+	}
+	m.out.print("$ signetctl services -A\n" + services + "\nThe page: " + m.signet.APIURL() + "/ui/ (signetctl dashboard opens it)\n")
+	return nil
 }
 
 // renewed says whether the workload holds a verified certificate that is not its first.
@@ -112,6 +125,9 @@ func (m *mesh) summary() string {
 // live shows the certificates until ctx ends or something fails.
 func (m *mesh) live(ctx context.Context) error {
 	m.out.print(m.directions())
+	if err := m.showServices(ctx); err != nil {
+		return err
+	}
 	var drawn, firstChange, lastChange time.Time
 	m.show(time.Now())
 	tick := time.NewTicker(lookInterval)

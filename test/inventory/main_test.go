@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	ctrl.SetLogger(logr.FromSlogHandler(slog.DiscardHandler)) // or it asks for one
 	var err error
-	plane, err = controlplane.Start(context.Background(), controlplane.Config{WithoutCertManager: true})
+	plane, err = controlplane.Start(context.Background(), controlplane.Config{})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -130,6 +130,12 @@ func start(t *testing.T, account string, before ...api.Certificate) *rig {
 
 func startWith(t *testing.T, config *rest.Config, before ...api.Certificate) *rig {
 	t.Helper()
+	return startLooking(t, config, inventory.GatewaysConfig{Disabled: true}, before...)
+}
+
+// startLooking also looks at gateways.
+func startLooking(t *testing.T, config *rest.Config, gateways inventory.GatewaysConfig, before ...api.Certificate) *rig {
+	t.Helper()
 	scheme := runtime.NewScheme()
 	require.NoError(t, errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme)))
 	httpClient, err := rest.HTTPClientFor(config)
@@ -138,12 +144,13 @@ func startWith(t *testing.T, config *rest.Config, before ...api.Certificate) *ri
 	require.NoError(t, err)
 
 	// What is missing is said at once: how long it is waited for is tested elsewhere.
-	cfg := inventory.Config{Grace: setting.DurationOf(time.Millisecond), TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"), Cluster: "Kubernetes"}
+	cfg := inventory.Config{Grace: setting.DurationOf(time.Millisecond), TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"), Cluster: "Kubernetes", Gateways: gateways}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	r := &rig{t: t}
 	r.Inventory, err = inventory.New(cfg, records{before}, inventory.TrustSources{}, log, prometheus.NewRegistry())
 	require.NoError(t, err)
 	require.NoError(t, r.Observe(t.Context(), objects))
+	require.NoError(t, r.ObserveGateways(config))
 
 	ctx, cancel := context.WithCancel(logr.NewContext(context.WithoutCancel(t.Context()), logr.FromSlogHandler(log.Handler())))
 	var group sync.WaitGroup
