@@ -17,7 +17,7 @@ export SIGNET_PILOT_DISCOVERY := $(BIN)/pilot-discovery
 
 say = @printf '\n== %s (%s)\n' '$(1)' "$$(date +%H:%M:%S)"
 
-.PHONY: help build bin kube pilot-agent pilot-discovery race gcc openssl postgres demo test unit controlplane e2e istio lint fuzz bench image clean
+.PHONY: help build bin kube pilot-agent pilot-discovery race gcc openssl postgres chromium demo test unit controlplane e2e istio lint fuzz bench image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ openssl:
 postgres:
 	@test/ledger/postgres/install.sh
 
+# The page's tests drive a real browser.
+chromium:
+	@test/web/install.sh
+
 demo: bin ## a real mesh in miniature, live; ONCE=1 ends after every workload has renewed once
 	$(call say,starting the demo)
 	cd test && go build -o $(BIN)/demo ./demo
@@ -69,7 +73,7 @@ unit: gcc
 	$(GOTEST) ./...
 
 # Two test binaries at a time, because some wait for clocks most of the time; trust, which takes longest, begins.
-controlplane: bin race openssl postgres
+controlplane: bin race openssl postgres chromium
 	$(call say,tests on the control plane)
 	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 2 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v /bench | sort -r)
 

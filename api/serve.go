@@ -40,8 +40,9 @@ type call struct {
 	routed *http.Request // as its handler got it, with the values of the path; nil where none did
 	items  int64         // objects that were answered
 
-	atWork bool   // holds a place in Server.working
-	leave  func() // gives back what was taken to let it in
+	atWork    bool      // holds a place in Server.working
+	workBegan time.Time // since when
+	leave     func()    // gives back what was taken to let it in
 }
 
 type callKey struct{}
@@ -56,19 +57,33 @@ func (c *call) work(ctx context.Context) error {
 	}
 	select {
 	case c.server.working <- struct{}{}:
-		c.atWork = true
+		c.atWork, c.workBegan = true, time.Now()
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
+// rest gives the place at work back. While certificates are being signed it stays taken for a while, so that questions
+// have the smaller part of the processors however many there are.
 func (c *call) rest() {
-	if c.atWork {
-		<-c.server.working
-		c.atWork = false
+	if !c.atWork {
+		return
 	}
+	c.atWork = false
+	free := func() { <-c.server.working }
+	if c.server.busy == nil || !c.server.busy() {
+		free()
+		return
+	}
+	time.AfterFunc(min(restFactor*time.Since(c.workBegan), maxRest), free)
 }
+
+// While certificates are signed, a place at work rests restFactor times as long as it was used, but not over maxRest.
+const (
+	restFactor = 9
+	maxRest    = 200 * time.Millisecond
+)
 
 // ServeHTTP answers one request. Every answer that is no success has [ProblemDetails].
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -153,11 +168,13 @@ func (s *Server) admit(c *call, route string) {
 		c.fail(newFault(http.StatusNotFound, "there is nothing at this path; a slash within a name must be percent-encoded, as in /v1/identities/spiffe:%2F%2Fcluster.local%2Fns%2Fdefault%2Fsa%2Fweb"))
 		return
 	}
-	if !s.inFlight.enter() {
-		c.fail(newFault(http.StatusServiceUnavailable, "too many requests are under way; ask again"))
-		return
+	if strings.HasPrefix(route, "/v1/") { // files of the page cost next to nothing, and come many at once
+		if !s.inFlight.enter() {
+			c.fail(newFault(http.StatusServiceUnavailable, "too many requests are under way; ask again"))
+			return
+		}
+		c.leave = s.inFlight.leave
 	}
-	c.leave = s.inFlight.leave
 	ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), callKey{}, c), requestTimeout)
 	defer cancel()
 	if strings.HasPrefix(route, "/v1/") {

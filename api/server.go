@@ -101,8 +101,9 @@ type Server struct {
 	authz       *authoriser
 	handlers    *http.ServeMux
 	openapi     []byte
-	prober      Prober  // nil where there are no probes
-	auditor     Auditor // nil where nobody is told who reads what
+	prober      Prober      // nil where there are no probes
+	auditor     Auditor     // nil where nobody is told who reads what
+	busy        func() bool // nil where nothing else needs the processors
 
 	inFlight, watches *slots
 	working           chan struct{} // holds one for each request that uses the CPU
@@ -145,6 +146,9 @@ func NewServer(cfg Config, views Views, certificate func(*tls.ClientHelloInfo) (
 	}
 	return s, nil
 }
+
+// SetBusy makes the server leave most of the processors to something else while busy says so. To be called before Start.
+func (s *Server) SetBusy(busy func() bool) { s.busy = busy }
 
 // Mount adds a handler for anybody, who need not say who they are, such as that of the page. The pattern is one of
 // [http.ServeMux], such as "GET /ui/". To be called before Start.

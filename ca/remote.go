@@ -57,6 +57,7 @@ type remote struct {
 	http       *http.Client
 	metrics    *prometheus.Registry
 	stop       context.CancelFunc
+	doubted    chan struct{} // holds one when a review has failed
 	health     atomic.Pointer[remoteHealth]
 }
 
@@ -69,7 +70,7 @@ type remoteHealth struct {
 // Times of the looks whether an API server answers and lets us review tokens.
 const (
 	remoteLookEvery   = 30 * time.Second
-	remoteLookAgain   = 5 * time.Second // after one that failed
+	remoteLookAgain   = 3 * time.Second // after one that failed, and at the least
 	remoteLookTimeout = 5 * time.Second
 )
 
@@ -193,7 +194,7 @@ func (r *Remotes) apply(ctx context.Context, running *sync.WaitGroup) {
 
 // connect makes what is needed to serve a cluster. It neither dials nor starts anything.
 func (r *Remotes) connect(to clusters.Connection) (*remote, error) {
-	made := &remote{connection: to, metrics: prometheus.NewRegistry()}
+	made := &remote{connection: to, metrics: prometheus.NewRegistry(), doubted: make(chan struct{}, 1)}
 	var err error
 	if made.http, err = rest.HTTPClientFor(to.Config); err != nil {
 		return nil, fmt.Errorf("make client for cluster %s: %w", to.ID, err)
@@ -247,11 +248,10 @@ func (m *remote) look(ctx context.Context, log *slog.Logger) {
 			log.Info("a remote cluster's callers can be served", "cluster", m.connection.ID)
 		}
 		m.health.Store(now)
-		next := remoteLookEvery
-		if err != nil {
-			next = remoteLookAgain
+		if !sleep(ctx, remoteLookAgain, nil) {
+			return
 		}
-		if !sleep(ctx, next, nil) {
+		if err == nil && !sleep(ctx, remoteLookEvery-remoteLookAgain, m.doubted) {
 			return
 		}
 	}
@@ -318,6 +318,12 @@ func (r *Remotes) Authenticate(ctx context.Context, c Credentials) (*Caller, err
 		return nil, kindUnknownCluster.because("cluster %q is not known; known are %q", shorten(c.Cluster), r.known())
 	}
 	caller, err := found.reviewer.Authenticate(ctx, c)
+	if err != nil && refuse(err).kind == kindReviewFailed {
+		select {
+		case found.doubted <- struct{}{}:
+		default: // it is looked at soon
+		}
+	}
 	if err == nil && r.find(id) == nil {
 		return nil, kindUnknownCluster.because("cluster %q was removed while a token of it was reviewed", id)
 	}

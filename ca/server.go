@@ -147,6 +147,7 @@ type exchange struct {
 	chain   *signer.Chain
 
 	requested, lifetime time.Duration // as asked for, and as granted
+	unrecorded          bool          // there is a chain, and the recorder has refused it
 }
 
 // createCertificate answers one request, and counts and logs its outcome.
@@ -278,6 +279,7 @@ func (s *Server) issue(ctx context.Context, x *exchange, csr *x509.CertificateRe
 	step = time.Now()
 	err = s.recorder.Record(signing, Issuance{Caller: x.caller, Grant: x.grant, Address: x.address, Requested: x.requested, Chain: x.chain})
 	s.metrics.observe("record", step)
+	x.unrecorded = err != nil
 	switch {
 	case errors.Is(err, signer.ErrUntrusted):
 		return kindUntrusted.because("record the certificate: %w", err)
@@ -371,7 +373,7 @@ func (s *Server) finish(x *exchange, err error) error {
 	if r == nil {
 		return nil // never a nil *refusal in an error
 	}
-	if outcome == outcomeRefused {
+	if outcome == outcomeRefused || x.unrecorded {
 		s.recorder.Refused(Refusal{Reason: r.reason, Code: r.code, Caller: x.caller, Address: x.address})
 	}
 	// A flood of junk must not fill the log. What the issuer is to blame for, or we are, is never junk.

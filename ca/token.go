@@ -95,7 +95,7 @@ func orDefault(n, fallback int) int {
 	return n
 }
 
-// Reviewer authenticates service account tokens of the local cluster through TokenReview (R16). Safe
+// Reviewer authenticates service account tokens of one cluster through TokenReview (R16). Safe
 // for concurrent use.
 type Reviewer struct {
 	cfg         TokenConfig

@@ -128,6 +128,9 @@ func New(cfg Config, cluster Cluster, issuers *issuer.Store, health *issuer.Heal
 	return s
 }
 
+// Busy says whether certificates are being signed here at the moment, more than a few.
+func (s *Signer) Busy() bool { return s.signing.Load() >= busyAt }
+
 // Observe connects the shared informer for CertificateRequests that carry [RequestLabel].
 func (s *Signer) Observe(informer cache.Informer) error {
 	if _, err := informer.AddEventHandler(s.live.handler()); err != nil {

@@ -127,7 +127,7 @@ func (w *Sweeper) pass(ctx context.Context, now time.Time, swept map[types.UID]b
 	if len(due) == 0 {
 		return
 	}
-	busy := func() bool { return unfinished >= busyAt || w.signer.signing.Load() >= busyAt }
+	busy := func() bool { return unfinished >= busyAt || w.signer.Busy() }
 	over := len(due) - w.pile // those that go even while signing is busy
 
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)

@@ -352,7 +352,7 @@ func (i *Inventory) standing(c *api.Certificate, now time.Time) api.Standing {
 		// Nothing of it is left, or nothing is known of it yet.
 		l.account = &account{name: name{c.Namespace, c.ServiceAccount}}
 	}
-	if held := x.leaves[l.key()]; held != nil && held.sha256 != l.sha256 && held.later(l) {
+	if held := x.leaves[l.key()]; held != nil && held.sha256 != l.sha256 && !l.later(held) {
 		return api.Superseded
 	} else if held != nil && held.sha256 == l.sha256 {
 		return x.standing(held, now)

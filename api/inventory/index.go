@@ -437,7 +437,7 @@ func (x *index) setLeaf(l *leaf, of name, now time.Time) (changed bool, dropped 
 	a := x.account(of)
 	key := leafKey{a, l.kind, l.holder}
 	former := x.leaves[key]
-	if former != nil && (former.sha256 == l.sha256 || !l.later(former)) {
+	if former != nil && (former.sha256 == l.sha256 || former.later(l)) { // of two of one second the one that is told later counts
 		return false, 0
 	}
 	l.account = a

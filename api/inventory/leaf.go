@@ -1,7 +1,6 @@
 package inventory
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
@@ -154,9 +153,9 @@ func (l *leaf) chain() chain {
 	return chain{common.issuer, common.rootSHA256}
 }
 
-// later says whether l was issued after other.
+// later says whether l was issued after other, as far as whole seconds tell.
 func (l *leaf) later(other *leaf) bool {
-	return cmp.Or(cmp.Compare(l.issuedAt, other.issuedAt), cmp.Compare(l.notBefore, other.notBefore), bytes.Compare(l.sha256[:], other.sha256[:])) > 0
+	return cmp.Or(cmp.Compare(l.issuedAt, other.issuedAt), cmp.Compare(l.notBefore, other.notBefore)) > 0
 }
 
 // certificate is what is said of the leaf at now.

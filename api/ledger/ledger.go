@@ -205,9 +205,29 @@ func (s *Store) Close() error {
 		defer cancel()
 		s.refused.end()
 		s.flush(ctx)
+		s.shipLast(ctx)
 		s.ended = errors.Join(s.writer.close(ctx, s.run), s.release())
 	})
 	return s.ended
+}
+
+// lastShipping bounds what is shipped when the store ends.
+const lastShipping = 3 * time.Second
+
+// shipLast ships what was recorded since Start has ended: the store may not outlast its pod.
+func (s *Store) shipLast(ctx context.Context) {
+	if s.shipper == nil || !s.shipper.reached() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastShipping)
+	defer cancel()
+	for more := true; more; {
+		var err error
+		if more, err = s.shipper.round(ctx); err != nil {
+			s.log.Warn("ship the last records", "err", err)
+			return
+		}
+	}
 }
 
 // release closes what open opened.

@@ -319,6 +319,9 @@ func TestSecretsAreBounded(t *testing.T) {
 	}
 	require.NoError(t, store.Replace(nil, ""))
 	for n := range 2 * maxSecrets {
+		if n == 30 {
+			data = map[string][]byte{"c0": large}
+		}
 		require.NoError(t, store.Add(secretOf(fmt.Sprintf("s%04d", n), 0, data)))
 	}
 	assert.Len(t, s.kept, maxSecrets)

@@ -112,7 +112,7 @@ func TestAnyOrderOfEvents(t *testing.T) {
 	pods := newPodTable()
 	s := &stream{table: pods}
 	model := make(map[string]*corev1.Pod)
-	for step := range 20_000 {
+	for step := range 4000 {
 		switch o := something(); random.IntN(20) {
 		default:
 			require.NoError(t, s.Add(o))

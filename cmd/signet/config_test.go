@@ -55,6 +55,8 @@ func TestParseConfigWhole(t *testing.T) {
 	assert.Equal(t, 30*time.Second, cfg.CA.Token.CacheAccepted.Or(0))
 	assert.Equal(t, 12*time.Hour, cfg.CA.Lifetime.Max.Or(0))
 	assert.Equal(t, 5, cfg.CA.Admission.InFlight)
+	assert.Equal(t, 40, cfg.CA.Admission.PerNodePerMinute)
+	assert.Equal(t, []string{"istio-system/ztunnel"}, cfg.CA.Nodes.Accounts)
 	assert.Equal(t, signer.Usages{"client auth", "server auth"}, cfg.CA.Usages)
 	assert.Equal(t, time.Minute, cfg.Signer.Timeout.Or(0))
 	assert.Equal(t, 7, cfg.Signer.Sweep.Workers)

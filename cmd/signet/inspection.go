@@ -40,8 +40,9 @@ type inspection struct {
 	follow    func(context.Context) error // of the other replicas' records
 }
 
-// newInspection builds it from the records and from what is known of trust. Stream is told of reads and probes.
-func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *ledger.Store, trusting *trust, stream *audit.Stream, log *slog.Logger, reg prometheus.Registerer) (*inspection, error) {
+// newInspection builds it from the records and from what is known of trust. Busy says that
+// certificates are being signed; stream is told of reads and probes.
+func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *ledger.Store, trusting *trust, busy func() bool, stream *audit.Stream, log *slog.Logger, reg prometheus.Registerer) (*inspection, error) {
 	log = log.With("room", "api")
 	objects, err := newInspectionCache(config)
 	if err != nil {
@@ -78,6 +79,7 @@ func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *
 		return nil, err
 	}
 	i.server.SetAuditor(stream)
+	i.server.SetBusy(busy)
 	page := web.Handler()
 	i.server.Mount("/ui", page)
 	i.server.Mount("/ui/", page)

@@ -101,7 +101,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	recorded := &recording{replica: cfg.Replica, ledger: store, seen: trusting.seen, stream: stream}
 	shown := append(trusting.shown(), shownBy("audit stream", stream.Ready))
 	if !cfg.API.Disabled {
-		inspecting, err := newInspection(ctx, cfg, config, store, trusting, stream, log, ours)
+		inspecting, err := newInspection(ctx, cfg, config, store, trusting, sign.Busy, stream, log, ours)
 		if err != nil {
 			return err
 		}

@@ -177,3 +177,17 @@ func TestRowsLater(t *testing.T) {
 	require.NoError(t, rows.write([]string{""}))
 	assert.Equal(t, "A      B\n1234   x\n1      x\n123456   x\n-        x\n", out.String())
 }
+
+func TestSince(t *testing.T) {
+	for text, want := range map[string]time.Time{
+		"": {}, "90m": now.Add(-90 * time.Minute), "90": now.Add(-90 * time.Second), "7d": now.Add(-7 * 24 * time.Hour), "2026-01-31T12:00:00Z": time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC),
+	} {
+		got, err := parseSince(text, now)
+		assert.NoError(t, err, text)
+		assert.True(t, want.Equal(got), "%s: %s", text, got)
+	}
+	for _, text := range []string{"-1h", "0", "d", "99999999999999999999", "101000d", "1h d"} {
+		_, err := parseSince(text, now)
+		assert.Error(t, err, text)
+	}
+}

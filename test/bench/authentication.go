@@ -346,7 +346,7 @@ func (b *floodBench) sign(ctx context.Context, window time.Duration, sum *tally)
 					return err
 				}
 				_, err = c.Create(ctx, meshclient.Ask{Token: b.tokens[i], CSR: csr, ValiditySeconds: 86400, Metadata: meshclient.SidecarMetadata("")})
-				if status.Code(err) == codes.ResourceExhausted { // the mesh tries again, too
+				if code := status.Code(err); code == codes.ResourceExhausted || code == codes.Unavailable { // the mesh tries again, too
 					refused.Add(1)
 					time.Sleep(100 * time.Millisecond)
 					continue

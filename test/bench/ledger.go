@@ -45,7 +45,7 @@ const (
 // asked of a ledger with 1,000,000 records of 100,000 identities: in the replica's own store (SQLite) and in
 // the shared view (PostgreSQL, as it is after ANALYZE). Figures: ledger_cost_ratio, the part of the throughput
 // that is lost when 64 callers of a signer with 1,000 certificates a second record each; what the store can
-// take at most, with CPU time; then, of the big ledger, bytes, time to open, p99 in milliseconds of a page of
+// take at most, with CPU time; then, of the big ledger, bytes, time to open, time until an inventory knows the latest of each holder, p99 in milliseconds of a page of
 // 500 records, of such a page of live ones, of the records of one identity, and the cost again (_big).
 func measureLedger(ctx context.Context, scale float64, progress func(string, ...any), out io.Writer) (err error) {
 	dir, err := os.MkdirTemp("", "signet-bench-ledger-")
@@ -316,6 +316,11 @@ func measureBigLedger(ctx context.Context, dir string, scale float64, progress f
 		return err
 	}
 	line("ledger_start_ms", ms(time.Since(began)))
+	replay, err := measureReplay(ctx, store)
+	if err != nil {
+		return err
+	}
+	line("inventory_replay_s", replay.Seconds())
 
 	running, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)

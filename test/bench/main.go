@@ -2,7 +2,7 @@
 //
 // Usage:
 //
-//	bench [-only certificates|distribution|ledger|authentication|inspection] [-rounds N] [-scale F] [-key ecdsa|rsa|all] [-flood N]
+//	bench [-only certificates|distribution|ledger|inventory|inspection|presence|authentication] [-rounds N] [-scale F] [-key ecdsa|rsa|all] [-flood N]
 //
 // Bare means: create a CertificateRequest, wait for it on one shared watch, delete it. Signet means: one
 // CreateCertificate call over TLS with one of 400 distinct tokens, Signet running as its own process
@@ -47,7 +47,7 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each figure is measured; the median counts")
 	scale := flag.Float64("scale", 1, "factor on the number of certificates of each measurement")
 	key := flag.String("key", "all", "ecdsa, rsa or all")
-	only := flag.String("only", "", "certificates, distribution, ledger, authentication or inspection; all where it isn't set")
+	only := flag.String("only", "", "certificates, distribution, ledger, inventory, inspection, presence or authentication; all where it isn't set")
 	flood := flag.Int("flood", 10_000, "how many bad tokens are sent while honest callers sign")
 	flag.Parse()
 	ctrl.SetLogger(logr.Discard()) // what the client libraries say of themselves
@@ -64,6 +64,7 @@ func main() {
 		{"certificates", func() error { return run(ctx, *rounds, *scale, *key, progress) }},
 		{"distribution", func() error { return measureDistribution(ctx, *scale, progress, os.Stdout) }},
 		{"ledger", func() error { return measureLedger(ctx, *scale, progress, os.Stdout) }},
+		{"inventory", func() error { return measureInventory(ctx, progress, os.Stdout) }},
 		{"inspection", func() error { return measureInspection(ctx, *rounds, *scale, progress, os.Stdout) }},
 		{"presence", func() error { return measurePresence(ctx, *scale, progress, os.Stdout) }},
 		{"authentication", func() error { return measureAuthentication(ctx, *scale, *flood, progress, os.Stdout) }},

@@ -60,6 +60,10 @@ type Config struct {
 	// WithoutCertManager leaves cert-manager's controllers out. Its definitions are there anyway.
 	WithoutCertManager bool
 
+	// OwnIssuer makes the API server's own address the issuer of its tokens. Whoever may can then find its keys there, as
+	// those of any OIDC issuer (ClusterRole system:service-account-issuer-discovery).
+	OwnIssuer bool
+
 	// CertManagerWorkers is the number of concurrent workers of each of cert-manager's
 	// controllers. Optional: the default is cert-manager's own, 5.
 	CertManagerWorkers int

@@ -38,6 +38,10 @@ func (p *Plane) newAPIServer(binary string, port, etcdPort int) (*Part, error) {
 	if err != nil {
 		return nil, err
 	}
+	issuer := serviceAccountIssuer
+	if p.cfg.OwnIssuer {
+		issuer = p.admin.Host
+	}
 	args := []string{
 		"apiserver",
 		"--etcd-servers=http://" + loopback(etcdPort),
@@ -47,7 +51,7 @@ func (p *Plane) newAPIServer(binary string, port, etcdPort int) (*Part, error) {
 		"--tls-cert-file=" + certFile,
 		"--tls-private-key-file=" + keyFile,
 		"--client-ca-file=" + p.pki.caFile,
-		"--service-account-issuer=" + serviceAccountIssuer,
+		"--service-account-issuer=" + issuer,
 		"--service-account-key-file=" + p.pki.tokenKeyFile,
 		"--service-account-signing-key-file=" + p.pki.tokenKeyFile,
 		"--service-cluster-ip-range=10.96.0.0/16",

@@ -5,6 +5,7 @@ package ledger
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -41,8 +42,7 @@ func TestMain(m *testing.M) {
 // database is the file that holds the DSN of an empty database.
 func database(t *testing.T) (dsnFile, dsn string) {
 	t.Helper()
-	sum := sha256.Sum256([]byte(t.Name()))
-	dsn, err := server.Database(t.Context(), "t"+hex.EncodeToString(sum[:8]))
+	dsn, err := server.Database(t.Context(), "t"+strings.ToLower(rand.Text()[:16]))
 	require.NoError(t, err)
 	dsnFile = t.TempDir() + "/dsn"
 	require.NoError(t, os.WriteFile(dsnFile, []byte(dsn+"\n"), 0o600))

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 func run(m *testing.M) int {
 	ctx := context.Background()
 	var err error
-	if binary, err = process.Find("signetctl", "SIGNETCTL"); err != nil {
+	if binary, err = process.Find("signetctl", "SIGNET_CTL"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -164,10 +164,16 @@ func (b *tab) goTo(url string) {
 	b.do(chromedp.Navigate(url))
 }
 
-// view goes to a view as a link does.
+// view goes to a view as a link does, and waits until it is drawn, so that nothing of the one before is taken for its own.
 func (b *tab) view(hash string) {
 	b.t.Helper()
-	eval[chromedp.Void](b, `location.hash = `+quote(hash))
+	evalLater[chromedp.Void](b, `new Promise((done) => {
+		const before = location.href;
+		addEventListener('hashchange', () => done(), {once: true});
+		location.hash = `+quote(hash)+`;
+		if (location.href === before) done();
+	})`)
+	b.until(`!document.querySelector('main').hasAttribute('aria-busy')`)
 }
 
 func (b *tab) size(width, height int64) {

@@ -113,6 +113,7 @@ func TestServices(t *testing.T) {
 	b.media()
 
 	// The table, as it is read and as it is said.
+	b.says("100 services; more follow.")
 	assert.Equal(t, []string{"Service", "Identities", "Pods", "First end", "Problems"}, eval[[]string](b, `[...document.querySelectorAll('main table [role=columnheader]')].map((e) => e.innerText)`))
 	rows := `[...document.querySelectorAll('main tbody tr')]`
 	assert.Equal(t, 100, eval[int](b, rows+`.length`))
@@ -135,11 +136,10 @@ func TestServices(t *testing.T) {
 	assert.InDelta(t, 0.24, width, 0.02, "the bar is as long as it says")
 
 	// Pages.
-	b.says("100 services; more follow.")
 	b.click("button", "Next page")
 	b.says("100 services on page 2; more follow.", "shelf-100")
 	assert.Equal(t, 100, eval[int](b, rows+`.length`))
-	assert.Equal(t, "All services", b.focused())
+	b.until(`document.activeElement.computedName === 'All services'`)
 	b.click("button", "Previous page")
 	b.says("payments/api")
 	for page := 2; page <= 6; page++ {
@@ -620,4 +620,15 @@ func TestServed(t *testing.T) {
 	assert.Equal(t, "public, max-age=31536000, immutable", kept.Header.Get("Cache-Control"))
 	moved, _ := ask("GET", strings.TrimSuffix(shown.url, "/"))
 	assert.Equal(t, "ui/", moved.Header.Get("Location"))
+}
+
+// TestAWrongClock: what is left of a life is told by the server's clock.
+func TestAWrongClock(t *testing.T) {
+	b := newTab(t, shown.url, refused401)
+	b.signIn("operator", "#/services")
+	b.says("5 services need attention")
+	eval[struct{}](b, `{ const right = Date.now; Date.now = () => right() + 3 * 3600_000; }`)
+	b.view("#/services/shop/checkout")
+	b.says("checkout-7d9f0")
+	assert.Contains(t, eval[string](b, `document.querySelector('main tbody tr').innerText.replace(/\s+/g, ' ')`), "ends in 5 h")
 }

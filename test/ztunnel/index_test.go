@@ -3,7 +3,6 @@ package ztunnel
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"testing"
 	"time"
 
@@ -13,15 +12,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
 
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/presence"
 )
 
 // newIndex is an index of everything that hasn't been started.
-func newIndex(t *testing.T) *presence.Index {
+func newIndex(t *testing.T, config *rest.Config) *presence.Index {
 	t.Helper()
-	x, err := presence.New(plane.Admin(), presence.Config{
+	x, err := presence.New(config, presence.Config{
 		Cluster: "Kubernetes", Kinds: []presence.Kind{presence.Pods, presence.ServiceAccounts, presence.Nodes}, StaleAfter: time.Second,
 	}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(t, err)
@@ -30,7 +30,7 @@ func newIndex(t *testing.T) *presence.Index {
 
 // TestR27_LookedUp: what the index doesn't have is looked up before it is refused. This index has nothing at all.
 func TestR27_LookedUp(t *testing.T) {
-	x := newIndex(t)
+	x := newIndex(t, plane.Admin())
 	z := ztunnel(t)
 	shop := plane.NewNamespace(t, "shop")
 	_, _ = runs(t, shop, "web", z.node)
@@ -73,7 +73,9 @@ func TestR27_LookedUp(t *testing.T) {
 
 // TestIndexFollows: what happens in the cluster is known soon after, also what happened while it couldn't be followed.
 func TestIndexFollows(t *testing.T) {
-	x := newIndex(t)
+	way, config := newDoor(t), plane.Admin()
+	config.Host = way.url()
+	x := newIndex(t, config)
 	shop := plane.NewNamespace(t, "shop")
 	_, early := runs(t, shop, "early", "node-1")
 	started := make(chan error, 1)
@@ -112,18 +114,27 @@ func TestIndexFollows(t *testing.T) {
 	require.NoError(t, plane.Client().Delete(t.Context(), node))
 	eventually(t, func() bool { _, ok := x.Node(node.Name); return !ok }, "the node is gone")
 
-	// The API server goes, and comes back.
-	require.NoError(t, plane.APIServer().Stop())
+	// The API server can't be reached for a while, and much happens meanwhile.
+	_, stays := runs(t, shop, "stays", "node-1")
+	_, leaves := runs(t, shop, "leaves", "node-1")
+	eventually(t, func() bool { return x.RunsOn("node-1", shop, "leaves") }, "the pods are known")
+	way.shut()
+	for _, kind := range []presence.Kind{presence.Pods, presence.ServiceAccounts, presence.Nodes} {
+		eventually(t, func() bool { return !x.Synced(kind) }, "what is known of %s is not relied on any more", kind)
+	}
+	eventually(t, func() bool { return x.StateOf(presence.Pods, time.Now()).Err != nil }, "why is told")
+	assert.True(t, x.StateOf(presence.Pods, time.Now()).Listed)
+	require.NoError(t, plane.Client().Delete(t.Context(), leaves))
+	stays.Status.Phase = corev1.PodSucceeded
+	require.NoError(t, plane.Client().Status().Update(t.Context(), stays))
+	_, _ = runs(t, shop, "comes", "node-1")
+	assert.True(t, x.RunsOn("node-1", shop, "leaves"), "it is still known")
+	_, _, err := x.LookUpPod(t.Context(), "somebody", shop, leaves.Name)
+	assert.Error(t, err)
+	assert.NotErrorIs(t, err, presence.ErrTooOften)
+	way.open()
 	eventually(t, func() bool {
-		return !slices.ContainsFunc([]presence.Kind{presence.Pods, presence.ServiceAccounts, presence.Nodes}, func(kind presence.Kind) bool { return x.Synced(kind) })
-	}, "what is known is not relied on any more")
-	state := x.StateOf(presence.Pods, time.Now())
-	assert.Error(t, state.Err)
-	assert.True(t, state.Listed)
-	_, ok = x.Pod(shop, early.Name)
-	assert.True(t, ok, "it is still known")
-	require.NoError(t, plane.APIServer().Start(t.Context()))
-	_, _ = runs(t, shop, "back", "node-1")
-	eventually(t, func() bool { return x.Synced() && x.RunsOn("node-1", shop, "back") }, "it is followed again")
+		return x.Synced() && x.RunsOn("node-1", shop, "comes") && !x.RunsOn("node-1", shop, "leaves") && !x.RunsOn("node-1", shop, "stays")
+	}, "all of it is known")
 	assert.NoError(t, x.StateOf(presence.Pods, time.Now()).Err)
 }

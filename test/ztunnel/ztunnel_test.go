@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/test/controlplane"
@@ -116,7 +117,7 @@ func TestR21_R24_WhoMayNot(t *testing.T) {
 	})
 	t.Run("pod of another account on the node", func(t *testing.T) {
 		for _, account := range []string{"istiod", "default"} {
-			pod, err := plane.Pod(t.Context(), home, account+"-1", account, z.node)
+			pod, err := plane.Pod(t.Context(), home, account+"-"+rand.String(5), account, z.node)
 			require.NoError(t, err)
 			ask := ask
 			ask.Token, err = plane.Token(t.Context(), home, account, controlplane.TokenOptions{Pod: pod})
@@ -375,7 +376,7 @@ func TestR27_LookUpsAreBounded(t *testing.T) {
 	cost, took := lists()-before, time.Since(began)
 	t.Logf("%d identities in %s cost %.0f lists", identities, took, cost)
 	assert.GreaterOrEqual(t, cost, 1.0, "it is looked up before it is refused")
-	assert.LessOrEqual(t, cost, float64(burst+1)+perSecond*took.Seconds()+1, "the one is the honest proxy's")
+	assert.LessOrEqual(t, cost, burst+perSecond*took.Seconds()+5, "the rest is for whoever else lists")
 }
 
 // TestR27_WhileTheAPIServerIsAway: an identity of which nothing is known can't be told from one that is new.

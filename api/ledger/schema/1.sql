@@ -38,7 +38,7 @@ CREATE TABLE issuance (
   replica             TEXT NOT NULL,
   source              TEXT NOT NULL,
   delivered           BIGINT NOT NULL,
-  proven_at           BIGINT NOT NULL,
+  proven_at           BIGINT NOT NULL DEFAULT 0,
   der                 {{bytes}} NOT NULL
 );
 CREATE UNIQUE INDEX issuance_key ON issuance (serial, issuer_key_id);
