@@ -116,3 +116,23 @@ func TestR32_FormerTrustDomain(t *testing.T) {
 		assert.Equal(t, id.String(), leaf.URIs[0].String())
 	}
 }
+
+// TestR32_AgentOfAFormerTrustDomain: Istio's own agent, injected under the former name, gets its certificate under it.
+func TestR32_AgentOfAFormerTrustDomain(t *testing.T) {
+	t.Parallel()
+	s := must(t, ruledStack)
+	caller := s.caller(t)
+	id := spiffeid.RequireFromSegments(spiffeid.RequireTrustDomainFromString("old.mesh"), "ns", caller.ns, "sa", caller.sa)
+	agent, err := meshclient.StartAgent(t.Context(), meshclient.AgentConfig{
+		Address: s.CSR(), Roots: s.root, Token: caller.token, ID: id, TTL: time.Minute,
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, agent.Stop()) })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	require.NoError(t, agent.WaitRotations(ctx, 0))
+	held, err := agent.Certificate()
+	require.NoError(t, err)
+	require.Len(t, held.Leaf.URIs, 1)
+	assert.Equal(t, id.String(), held.Leaf.URIs[0].String())
+}
