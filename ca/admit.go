@@ -65,6 +65,9 @@ func (a *admission) shares(caller *Caller, grant Grant) []share {
 // admit waits for the turn of a caller with its grant. The slot is given back by release, when the request has ended at
 // the issuer too.
 func (a *admission) admit(ctx context.Context, caller *Caller, grant Grant) (release func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, kindCanceled.because("wait for a turn: %w", err)
+	}
 	shares := a.shares(caller, grant)
 	// Who has nothing left need not wait.
 	for _, s := range shares {

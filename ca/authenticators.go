@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
 )
 
 // Authenticators prove who calls, by what came with a request: the certificate of its client, and its token. One that
@@ -88,8 +89,8 @@ func (a *authentication) authenticate(ctx context.Context, c Credentials, tokenS
 		return byToken, tried, nil
 	case byCertificate != nil:
 		return byCertificate, tried, nil
-	case c.Token == "" && certificateErr != nil:
-		return nil, tried, certificateErr
+	case certificateErr != nil && (c.Token == "" || refuse(certificateErr).code == codes.Unavailable):
+		return nil, tried, certificateErr // it may be good when it is asked again
 	}
 	return nil, tried, tokenErr
 }

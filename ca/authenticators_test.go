@@ -44,6 +44,7 @@ func TestR19_Authenticators(t *testing.T) {
 		{"both, of one identity", isAlice, true, token, []Authenticator{isAlice}, isAlice.caller, nil, "certificate=accepted t0=accepted"},
 		{"both, of two identities", isAlice, true, token, []Authenticator{isBob}, nil, &kindTwoIdentities, "certificate=accepted t0=accepted"},
 		{"both bad", rejected, true, token, []Authenticator{unchecked}, nil, &kindReviewFailed, "certificate=token_rejected t0=review_failed"},
+		{"a certificate that can't be checked now, and a dead token", unchecked, true, token, []Authenticator{rejected}, nil, &kindReviewFailed, "certificate=review_failed t0=token_rejected"},
 		{"a bad certificate alone", rejected, true, none, nil, nil, &kindTokenRejected, "certificate=token_rejected"},
 		{"the first token authenticator isn't concerned", nil, false, token, []Authenticator{foreign, isAlice}, isAlice.caller, nil, "t1=accepted"},
 		{"the first one refuses", nil, false, token, []Authenticator{rejected, isAlice}, isAlice.caller, nil, "t0=token_rejected t1=accepted"},

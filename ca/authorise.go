@@ -66,7 +66,7 @@ func (s *Server) authorise(ctx context.Context, md *structpb.Struct, caller *Cal
 	if err != nil {
 		return Grant{}, err
 	}
-	return s.rule(grant, certSigner)
+	return s.rule(grant, certSigner, caller.Cluster == s.cfg.clusterID())
 }
 
 // identity is what the caller gets that asks for an identity by name, or for none.

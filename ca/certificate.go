@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -91,7 +92,8 @@ func (c *Certificates) authenticate(ctx context.Context, chain []*x509.Certifica
 	if err := c.verify(chain, now); err != nil {
 		return nil, err
 	}
-	to, known, err := c.issuances.IssuedTo(ctx, sha256.Sum256(leaf.Raw))
+	sum := sha256.Sum256(leaf.Raw)
+	to, known, err := c.issuances.IssuedTo(ctx, sum)
 	switch {
 	case err != nil:
 		return nil, kindReviewFailed.because("look up the client certificate of %s: %w", id, err)
@@ -102,7 +104,7 @@ func (c *Certificates) authenticate(ctx context.Context, chain []*x509.Certifica
 	case to.Cluster != c.cfg.clusterID():
 		return nil, kindCertificateHolder.because("the client certificate of %s was issued to cluster %q", id, to.Cluster)
 	}
-	if err := c.holderExists(to, namespace, account); err != nil {
+	if err := c.holderExists(to, namespace, account, now); err != nil {
 		return nil, err
 	}
 	if most := c.cfg.Certificates.MaxAge.Or(0); most > 0 && now.Sub(to.ProvenAt) > most {
@@ -115,7 +117,7 @@ func (c *Certificates) authenticate(ctx context.Context, chain []*x509.Certifica
 	}
 	return &Caller{
 		ID: own, Namespace: namespace, ServiceAccount: account, ServiceAccountUID: to.ServiceAccountUID,
-		PodName: to.PodName, PodUID: to.PodUID, NodeName: to.NodeName, CredentialID: certificateName, Cluster: to.Cluster, ProvenAt: to.ProvenAt,
+		PodName: to.PodName, PodUID: to.PodUID, NodeName: to.NodeName, CredentialID: fmt.Sprintf("%s=%x", certificateName, sum[:16]), Cluster: to.Cluster, ProvenAt: to.ProvenAt,
 	}, nil
 }
 
@@ -150,9 +152,15 @@ func (c *Certificates) verify(chain []*x509.Certificate, now time.Time) error {
 	if anchors.Empty() {
 		return kindReviewFailed.because("no trust anchors are known yet")
 	}
+	// From the top, each CA only where it leads to an anchor itself: nothing is verified by a key that anybody made up.
 	intermediates := x509.NewCertPool()
-	for _, cert := range chain[1:] {
-		intermediates.AddCert(cert)
+	for _, cert := range slices.Backward(chain[1:]) {
+		_, err := cert.Verify(x509.VerifyOptions{
+			Roots: anchors.Pool(), Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		})
+		if err == nil {
+			intermediates.AddCert(cert)
+		}
 	}
 	paths, err := leaf.Verify(x509.VerifyOptions{
 		Roots: anchors.Pool(), Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -170,18 +178,24 @@ func (c *Certificates) verify(chain []*x509.Certificate, now time.Time) error {
 }
 
 // holderExists says whether the service account and the pod are those that the certificate was issued to.
-func (c *Certificates) holderExists(to IssuedTo, namespace, account string) error {
+func (c *Certificates) holderExists(to IssuedTo, namespace, account string, now time.Time) error {
 	if !c.exists.Synced(presence.ServiceAccounts) || to.PodUID != "" && !c.exists.Synced(presence.Pods) {
 		return kindReviewFailed.because("it can't be told whether %s/%s still exists", namespace, account)
 	}
-	if object, ok := c.exists.ServiceAccount(namespace, account); !ok || object.UID != to.ServiceAccountUID {
+	if object, ok := c.exists.ServiceAccount(namespace, account); !ok || object.UID != to.ServiceAccountUID || gone(object.DeletedAt, now) {
 		return kindCertificateHolder.because("service account %s/%s, which the client certificate was issued to, is gone", namespace, account)
 	}
 	if to.PodUID == "" {
 		return nil
 	}
-	if pod, ok := c.exists.Pod(namespace, to.PodName); !ok || pod.UID != to.PodUID {
+	if pod, ok := c.exists.Pod(namespace, to.PodName); !ok || pod.UID != to.PodUID || gone(pod.DeletedAt, now) {
 		return kindCertificateHolder.because("pod %s/%s, which the client certificate was issued to, is gone", namespace, to.PodName)
 	}
 	return nil
+}
+
+// gone says whether an object whose deletion is due at a time counts as gone at now: a minute later, as for the tokens that
+// are bound to it (k8s.io/kubernetes, pkg/serviceaccount).
+func gone(deletedAt, now time.Time) bool {
+	return !deletedAt.IsZero() && now.After(deletedAt.Add(time.Minute))
 }

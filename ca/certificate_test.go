@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/url"
 	"testing"
@@ -79,6 +80,7 @@ func (i issuedTo) IssuedTo(_ context.Context, sum [sha256.Size]byte) (IssuedTo, 
 // there is what exists.
 type there struct {
 	accounts, pods map[string]string // UID by namespace/name
+	deletedAt      time.Time         // of accounts
 	unsynced       []presence.Kind
 }
 
@@ -95,7 +97,7 @@ func (x there) Synced(kinds ...presence.Kind) bool {
 
 func (x there) ServiceAccount(namespace, name string) (presence.Object, bool) {
 	uid, ok := x.accounts[namespace+"/"+name]
-	return presence.Object{UID: uid}, ok
+	return presence.Object{UID: uid, DeletedAt: x.deletedAt}, ok
 }
 
 func (x there) Pod(namespace, name string) (presence.Pod, bool) {
@@ -167,6 +169,8 @@ func TestR20_ClientCertificates(t *testing.T) {
 		{"the pod was made anew", root, nothing, inPod, there{accounts: exists.accounts, pods: map[string]string{"foo/web-0": "pod-2"}}, 0, 0, &kindCertificateHolder},
 		{"accounts aren't known", root, nothing, vm, there{unsynced: []presence.Kind{presence.ServiceAccounts}}, 0, 0, &kindReviewFailed},
 		{"pods aren't known", root, nothing, inPod, there{accounts: exists.accounts, unsynced: []presence.Kind{presence.Pods}}, 0, 0, &kindReviewFailed},
+		{"the account is being deleted", root, nothing, vm, there{accounts: exists.accounts, deletedAt: certNow.Add(-30 * time.Second)}, 0, 0, nil},
+		{"the account should be deleted", root, nothing, vm, there{accounts: exists.accounts, deletedAt: certNow.Add(-2 * time.Minute)}, 0, 0, &kindCertificateHolder},
 		{"too long without a token", root, nothing, vm, exists, 3*time.Hour - time.Second, 0, &kindCertificateAge},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -197,8 +201,9 @@ func TestR20_ClientCertificates(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, &Caller{
 				ID: alice, Namespace: "foo", ServiceAccount: "alice", ServiceAccountUID: "sa-1", PodName: row.to.PodName, PodUID: row.to.PodUID,
-				NodeName: row.to.NodeName, CredentialID: "certificate", Cluster: "Kubernetes", ProvenAt: row.to.ProvenAt,
+				NodeName: row.to.NodeName, CredentialID: caller.CredentialID, Cluster: "Kubernetes", ProvenAt: row.to.ProvenAt,
 			}, caller)
+			assert.Equal(t, fmt.Sprintf("certificate=%x", sha256.Sum256(leaf.cert.Raw))[:44], caller.CredentialID)
 		})
 	}
 

@@ -116,6 +116,7 @@ func TestMapping(t *testing.T) {
 		{"a list by its name", match("/a/0", "{x}"), "n", "{x}", `{"a":{"0":"web"}}`, "n/web"},
 		{"into a text", match("/a/b", "{x}"), "n", "{x}", `{"a":"b"}`, ""},
 		{"a pointer as a name", match("/a/b", "{x}"), "n", "{x}", `{"/a/b":"web"}`, ""},
+		{"no label, though what is made of it would be one", match("a", "{x}"), "n", "{x}x", `{"a":"b-"}`, ""},
 		{"too long together", match("a", "{x}"), "n-{x}", "web", `{"a":"` + long + `"}`, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -157,6 +157,15 @@ func TestOIDC(t *testing.T) {
 		_, err := o.authenticate(input+"."+base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), localNow)
 		requireKind(t, kindTokenRejected, err)
 	}
+	// A good signature by an algorithm that the key isn't for.
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.PS256, Key: jose.JSONWebKey{Key: key, KeyID: "a"}}, nil)
+	require.NoError(t, err)
+	signed, err := signer.Sign([]byte(encoded(t, pipelineClaims())))
+	require.NoError(t, err)
+	compact, err := signed.CompactSerialize()
+	require.NoError(t, err)
+	_, err = o.authenticate(compact, localNow)
+	requireKind(t, kindTokenRejected, err)
 	// A claim that is there twice.
 	for _, payload := range []string{
 		strings.Replace(encoded(t, pipelineClaims()), `"repository":"acme/web"`, `"repository":"evil/web","repository":"acme/web"`, 1),
@@ -247,8 +256,9 @@ func TestOIDCValidate(t *testing.T) {
 // provider is an issuer that does as it is told.
 type provider struct {
 	*httptest.Server
-	caFile string
-	asked  atomic.Int64
+	caFile  string
+	asked   atomic.Int64
+	release chan struct{} // closed when the test is over
 
 	discovery, jwks atomic.Pointer[http.HandlerFunc]
 }
@@ -269,7 +279,8 @@ func newProvider(t *testing.T) *provider {
 	}))
 	p.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that fail
 	p.StartTLS()
-	t.Cleanup(p.Close)
+	p.release = make(chan struct{})
+	t.Cleanup(func() { close(p.release); p.Close() })
 	p.caFile = filepath.Join(t.TempDir(), "ca.pem")
 	require.NoError(t, os.WriteFile(p.caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.Certificate().Raw}), 0o600))
 	p.says(map[string]any{"issuer": p.URL, "jwks_uri": p.URL + "/keys"})
@@ -300,11 +311,6 @@ func TestOIDCFetch(t *testing.T) {
 			fmt.Fprint(w, strings.Repeat(" ", oidcDocument/10))
 		}
 	})
-	stuck := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(http.StatusOK)
-		w.(http.Flusher).Flush()
-		<-r.Context().Done()
-	})
 	failing := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusInternalServerError) })
 	for _, row := range []struct {
 		name   string
@@ -329,7 +335,14 @@ func TestOIDCFetch(t *testing.T) {
 		{"sent elsewhere for keys", func(p *provider, _ *oidcSource) { p.jwks.Store(&redirect) }, "redirects are not followed"},
 		{"huge discovery", func(p *provider, _ *oidcSource) { p.discovery.Store(&huge) }, "has more than"},
 		{"huge keys", func(p *provider, _ *oidcSource) { p.jwks.Store(&huge) }, "has more than"},
-		{"stuck", func(p *provider, _ *oidcSource) { p.jwks.Store(&stuck) }, "context deadline exceeded"},
+		{"stuck", func(p *provider, _ *oidcSource) {
+			stuck := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusOK)
+				w.(http.Flusher).Flush()
+				<-p.release // not before: an answer that ends could still arrive
+			})
+			p.jwks.Store(&stuck)
+		}, "context deadline exceeded"},
 		{"failing", func(p *provider, _ *oidcSource) { p.discovery.Store(&failing) }, "it answers 500"},
 		{"no JSON", func(p *provider, _ *oidcSource) { p.discovery.Store(answering("<html>")) }, "parse the discovery document"},
 		{"keys that are no JSON", func(p *provider, _ *oidcSource) { p.jwks.Store(answering("<html>")) }, "parse the JWKS"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -26,6 +27,9 @@ const (
 	receiving           = 128
 	receivingPerAddress = 16
 	maxReceiveWaiting   = 10_000
+	// receiveTime is how long a message may take once it is its turn: clients send it right behind the headers, and who
+	// sends none must not keep the place from others.
+	receiveTime = 5 * time.Second
 )
 
 // frame is a message as it came, before anything of it is parsed.
@@ -58,9 +62,9 @@ func (s *Server) receive(ctx context.Context, stream grpc.ServerStream, address 
 		return nil, kindOverloaded.because("receive the request: %w", err)
 	}
 	defer release()
-	var f frame
-	if err := stream.RecvMsg(&f); err != nil {
-		return nil, receiveRefusal(err)
+	f, err := s.receiveFrame(stream)
+	if err != nil {
+		return nil, err
 	}
 	if f.size > maxMessageBytes {
 		return nil, kindTooLarge.saying("%d bytes; at most %d are allowed", f.size, maxMessageBytes)
@@ -70,6 +74,31 @@ func (s *Server) receive(ctx context.Context, stream grpc.ServerStream, address 
 		return nil, kindMalformed.because("decode the request: %w", err)
 	}
 	return request, nil
+}
+
+// receiveFrame waits for the message for receiveTime. A message that never comes is waited for until the stream ends,
+// which the answer brings about.
+func (s *Server) receiveFrame(stream grpc.ServerStream) (*frame, error) {
+	type received struct {
+		frame *frame
+		err   error
+	}
+	arrived := make(chan received, 1)
+	s.receivers.Go(func() {
+		f := new(frame)
+		arrived <- received{f, stream.RecvMsg(f)}
+	})
+	timer := time.NewTimer(receiveTime)
+	defer timer.Stop()
+	select {
+	case r := <-arrived:
+		if r.err != nil {
+			return nil, receiveRefusal(r.err)
+		}
+		return r.frame, nil
+	case <-timer.C:
+		return nil, kindNotArrived.because("no message within %s of its turn", receiveTime)
+	}
 }
 
 // receiveRefusal turns what gRPC says of a message that didn't come into a refusal.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -73,7 +74,7 @@ func (c RegistrationConfig) validate(p setting.Problems) {
 	}
 }
 
-// registrar is a trusted account as a caller, without its UID.
+// registrar is a trusted account as a caller, without its UID. Whose cluster the workload is in that it asks for isn't known.
 func registrar(account string) (*Caller, error) {
 	namespace, name, ok := strings.Cut(account, "/")
 	if !ok || len(validation.IsDNS1123Label(namespace)) != 0 || len(validation.IsDNS1123Subdomain(name)) != 0 {
@@ -120,7 +121,6 @@ func NewRegistration(server *Server, config *rest.Config, log *slog.Logger) (*Re
 		if caller.ID, err = spiffeid.FromSegments(server.cfg.TrustDomain, "ns", caller.Namespace, "sa", caller.ServiceAccount); err != nil {
 			return nil, fmt.Errorf("account %s: %w", account, err)
 		}
-		caller.Cluster = server.cfg.clusterID()
 		r.trusted["system:serviceaccount:"+caller.Namespace+":"+caller.ServiceAccount] = caller
 	}
 	return r, nil
@@ -147,8 +147,9 @@ func (r *Registration) Start(ctx context.Context) error {
 				if ended {
 					return
 				}
-				object, ok, err := store.GetByKey(name)
-				if err == nil && ok && r.answer(ctx, object.(*certificatesv1.CertificateSigningRequest)) {
+				object, _, _ := store.GetByKey(name) // which never fails
+				request, there := object.(*certificatesv1.CertificateSigningRequest)
+				if there && ctx.Err() == nil && r.waits(request) && r.answer(ctx, request) {
 					queue.AddRateLimited(name)
 				} else {
 					queue.Forget(name)
@@ -194,7 +195,7 @@ func (r *Registration) answer(ctx context.Context, request *certificatesv1.Certi
 	x := exchange{began: time.Now(), agent: "CertificateSigningRequest " + request.Name}
 	signing, cancel := context.WithDeadline(ctx, x.began.Add(r.server.cfg.requestTimeout()))
 	defer cancel()
-	err := r.sign(signing, request, &x)
+	err := r.signSafely(signing, request, &x)
 	if err != nil && ctx.Err() != nil {
 		return false // the next leader meets what was begun
 	}
@@ -224,12 +225,23 @@ func (r *Registration) answer(ctx context.Context, request *certificatesv1.Certi
 		return true // it has changed; what is known of it by then decides
 	}
 	r.log.Warn("answer a CertificateSigningRequest", "request", request.Name, "err", err)
-	return ctx.Err() == nil
+	return ctx.Err() == nil && time.Since(request.CreationTimestamp.Time) < registrationsAge
 }
 
 // passing says whether trying again may help.
 func passing(code codes.Code) bool {
 	return slices.Contains([]codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Canceled}, code)
+}
+
+// signSafely makes a refusal of a panic.
+func (r *Registration) signSafely(ctx context.Context, request *certificatesv1.CertificateSigningRequest, x *exchange) (err error) {
+	defer func() {
+		if cause := recover(); cause != nil {
+			r.log.Error("panic while a request was answered", "request", request.Name, "cause", cause, "stack", string(debug.Stack()))
+			err = kindInternal.because("panic: %v", cause)
+		}
+	}()
+	return r.sign(ctx, request, x)
 }
 
 // sign is the way of one request.
@@ -254,7 +266,7 @@ func (r *Registration) sign(ctx context.Context, request *certificatesv1.Certifi
 		return err
 	}
 	certSigner, _ := r.certSigner(request.Spec.SignerName)
-	if x.grant, err = r.server.rule(x.grant, certSigner); err != nil {
+	if x.grant, err = r.server.rule(x.grant, certSigner, false); err != nil {
 		return err
 	}
 	var seconds int64

@@ -324,10 +324,15 @@ func (r *Remotes) Authenticate(ctx context.Context, c Credentials) (*Caller, err
 		default: // it is looked at soon
 		}
 	}
-	if err == nil && r.find(id) == nil {
+	switch now := r.find(id); {
+	case err != nil:
+		return nil, err
+	case now == nil:
 		return nil, kindUnknownCluster.because("cluster %q was removed while a token of it was reviewed", id)
+	case now != found:
+		return nil, kindReviewFailed.because("cluster %q got another kubeconfig while a token of it was reviewed", id)
 	}
-	return caller, err
+	return caller, nil
 }
 
 // known are the names of all clusters that are served.

@@ -79,6 +79,7 @@ func TestR18_Clusters(t *testing.T) {
 	assert.Nil(t, r.Presence("north"))
 	assert.Nil(t, r.Presence("east"))
 	assert.Len(t, made.reviewer.aliases, 1)
+	assert.NotSame(t, local.queue, made.reviewer.queue, "nobody waits for another cluster's reviews")
 	assert.LessOrEqual(t, made.reviewer.queue.maxWaiting, maxRemoteReviewsWaiting/2)
 
 	// A cluster that goes while a token of it is under review.

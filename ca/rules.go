@@ -22,8 +22,8 @@ type Rule struct {
 	CertSigner string `json:"certSigner,omitempty"`
 	// Namespaces of the identities that it is for. Default all.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// NamespaceLabels that their namespace must have, each with this value. Labels of pods don't count: they belong to
-	// the tenant. Default none.
+	// NamespaceLabels that their namespace must have, each with this value, in our own cluster: callers of other clusters
+	// and of OIDC issuers fit no rule that has some. Labels of pods don't count: they belong to the tenant. Default none.
 	NamespaceLabels map[string]string `json:"namespaceLabels,omitempty"`
 	// Issuer that signs. Default the one in force; then the rule bounds lifetimes only.
 	Issuer issuer.Ref `json:"issuer,omitempty"`
@@ -67,7 +67,8 @@ func (r Rule) fits(certSigner, namespace string, labels map[string]string) bool 
 
 // Namespaces knows the labels of the cluster's namespaces. Safe for concurrent use.
 type Namespaces interface {
-	// Labels are those of a namespace, from memory. It is false while they aren't known. They aren't changed.
+	// Labels are those of a namespace, from memory. It is false while they aren't known, as for a moment those of a new
+	// namespace. They aren't changed.
 	Labels(namespace string) (labels map[string]string, known bool)
 }
 
@@ -97,11 +98,12 @@ func (c LifetimeConfig) within(all LifetimeConfig) LifetimeConfig {
 	}
 }
 
-// rule completes a grant by the rule that fits it.
-func (s *Server) rule(grant Grant, certSigner string) (Grant, error) {
+// rule completes a grant by the rule that fits it. Local says that the caller is of our own cluster: the labels of
+// another one's namespaces, which its administrators set, count for nothing.
+func (s *Server) rule(grant Grant, certSigner string, local bool) (Grant, error) {
 	grant.Lifetime = s.cfg.Lifetime
 	var labels map[string]string
-	if s.cfg.RuledByLabels() {
+	if local && s.cfg.RuledByLabels() {
 		var known bool
 		if labels, known = s.namespaces.Labels(grant.Namespace); !known {
 			return Grant{}, kindNotReady.because("the labels of namespace %s are not known yet, and ca.rules need them", grant.Namespace)

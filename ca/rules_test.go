@@ -49,7 +49,7 @@ func TestRules(t *testing.T) {
 		{"labels that aren't known", "", "new", issuer.Ref{}, 0, &kindNotReady},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			grant, err := server.rule(Grant{ID: alice, Namespace: row.namespace}, row.certSigner)
+			grant, err := server.rule(Grant{ID: alice, Namespace: row.namespace}, row.certSigner, true)
 			if row.want != nil {
 				requireKind(t, *row.want, err)
 				assert.Zero(t, grant)
@@ -61,6 +61,13 @@ func TestRules(t *testing.T) {
 			assert.Equal(t, alice, grant.ID)
 		})
 	}
+	grant, err := server.rule(Grant{ID: alice, Namespace: "bank"}, "", false)
+	require.NoError(t, err)
+	assert.Equal(t, time.Hour, grant.Lifetime.MaxOrDefault())
+	assert.Zero(t, grant.Issuer, "what another cluster writes on its namespaces counts for nothing")
+	_, err = server.rule(Grant{ID: alice, Namespace: "new"}, "", false)
+	require.NoError(t, err, "nor are they waited for")
+
 	assert.Equal(t, 24*time.Hour, server.cfg.LongestLifetime())
 	server.cfg.Rules[0].Lifetime.Max = setting.DurationOf(48 * time.Hour)
 	assert.Equal(t, 48*time.Hour, server.cfg.LongestLifetime(), "anchors stay for as long as the longest leaf")

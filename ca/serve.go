@@ -24,6 +24,9 @@ const (
 	streamSlack = time.Second
 	// handshakeTimeout bounds a connection until it can carry requests.
 	handshakeTimeout = 10 * time.Second
+	// maxIdle bounds a connection without requests, so that idle ones don't take up all there may be. Clients that
+	// renew at half of a day's lifetime connect anew anyway.
+	maxIdle = 5 * time.Minute
 )
 
 // Endpoint serves a [Server] over TLS, with gRPC health and reflection.
@@ -89,6 +92,7 @@ func (e *Endpoint) Start(ctx context.Context) error {
 	})
 	server.GracefulStop()
 	drain.Stop()
+	s.receivers.Wait()
 	if err := <-served; err != nil {
 		return fmt.Errorf("serve certificate requests on %s: %w", listening, err)
 	}
@@ -137,6 +141,7 @@ func (e *Endpoint) grpcServer() *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time:                  30 * time.Second,
 			Timeout:               10 * time.Second,
+			MaxConnectionIdle:     maxIdle,
 			MaxConnectionAge:      cfg.ConnectionAge.Or(30 * time.Minute),
 			MaxConnectionAgeGrace: cfg.requestTimeout() + 10*time.Second,
 		}),

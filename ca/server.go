@@ -18,6 +18,7 @@ import (
 	"net"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -85,7 +86,8 @@ type Server struct {
 	refusals   *rate.Limiter // of log lines about refusals
 	muted      atomic.Int64  // refusals without a line of their own since the last one
 	metrics    *metrics
-	open       atomic.Int64 // requests that have arrived and are not answered yet
+	receivers  sync.WaitGroup // that wait for messages
+	open       atomic.Int64   // requests that have arrived and are not answered yet
 	listener   atomic.Pointer[net.Addr]
 	stopping   atomic.Bool
 }
@@ -376,8 +378,9 @@ func (s *Server) finish(x *exchange, err error) error {
 	if outcome == outcomeRefused || x.unrecorded {
 		s.recorder.Refused(Refusal{Reason: r.reason, Code: r.code, Caller: x.caller, Address: x.address})
 	}
-	// A flood of junk must not fill the log. What the issuer is to blame for, or we are, is never junk.
-	if r.ofTheCaller() && !s.refusals.Allow() {
+	// A flood of junk must not fill the log. What becomes of callers that have
+	// proven who they are, and is not their own fault, is never junk.
+	if (r.ofTheCaller() || x.caller == nil && r.kind != kindInternal) && !s.refusals.Allow() {
 		s.muted.Add(1)
 		return r
 	}

@@ -22,9 +22,9 @@ import (
 
 // TokenConfig is how service account tokens are reviewed.
 //
-// A token that is revoked, by deleting its pod or service account, is refused after at most the
-// positive cache time here plus that of the API server itself (10s by default): within 20s with the
-// defaults.
+// A token that is revoked, by deleting its pod or service account, is refused once that is gone, or a minute after its
+// deletion timestamp, after at most the positive cache time here plus that of the API server itself (10s by default):
+// within 20s with the defaults.
 type TokenConfig struct {
 	// Audiences of which a token must have at least one. Default istio-ca.
 	Audiences []string `json:"audiences,omitempty"`

@@ -169,6 +169,7 @@ func TestReadKubeconfig(t *testing.T) {
 		{"no such user", []string{"user: signet}", "user: nobody}"}, `no user "nobody"`, false},
 		{"no certificate", []string{"certificate-authority-data: ", "certificate-authority-data: " + base64.StdEncoding.EncodeToString([]byte("x")) + " #"}, "can't be used", false},
 		{"not YAML", []string{"apiVersion: v1", "apiVersion: [" + secretToken}, "it is not a kubeconfig", false},
+		{"a token in the wrong place", []string{"apiVersion: v1", "apiVersion: " + secretToken}, "it is not a kubeconfig", false},
 		{"another kind", []string{"kind: Config", "kind: Secret"}, "it is not a kubeconfig", false},
 		{"a list in place of a text", []string{"token: " + secretToken, "token: [" + secretToken + "]"}, "it is not a kubeconfig", false},
 		{"too large", []string{"apiVersion: v1", "apiVersion: v1\n#" + strings.Repeat("x", maxKubeconfig)}, "at most 65536 are read", false},

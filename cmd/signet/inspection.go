@@ -71,7 +71,7 @@ func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *
 		TrustDomain: cfg.CA.TrustDomain,
 		Anchors:     anchors,
 		Local: func(ctx context.Context, leaf *x509.Certificate) error {
-			return localLeaf(ctx, kept, cfg.CA.ClusterID, leaf)
+			return localLeaf(ctx, kept, cfg.CA.ClusterID, trusting.crls.Revoked, leaf)
 		},
 	}
 	i.server, err = api.NewServer(cfg.API, i.inventory, trusting.serving.GetCertificate, api.Cluster{Config: config, Namespaces: i.inventory.Namespaces}, mesh, log, reg)
@@ -138,13 +138,17 @@ func newInspectionCache(config *rest.Config) (cache.Cache, error) {
 }
 
 // localLeaf says why a leaf of the mesh isn't one that was issued to a workload of our own cluster.
-func localLeaf(ctx context.Context, kept records.Records, cluster string, leaf *x509.Certificate) error {
+func localLeaf(ctx context.Context, kept records.Records, cluster string, revoked func(*x509.Certificate) bool, leaf *x509.Certificate) error {
 	record, err := kept.Certificate(ctx, issuer.AnchorID(leaf))
 	switch {
 	case errors.Is(err, api.ErrNotFound):
 		return errors.New("it isn't in the ledger")
 	case err != nil:
 		return err
+	case record.Holder.Impersonated:
+		return errors.New("a node's proxy holds it, not the workload")
+	case revoked(leaf):
+		return errors.New("it is revoked")
 	case record.Holder.Cluster != cluster:
 		return fmt.Errorf("it was issued to a workload of cluster %q", record.Holder.Cluster)
 	}

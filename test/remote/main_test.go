@@ -158,6 +158,12 @@ func startSignet(ctx context.Context) (err error) {
 	if err := east.Client().Create(ctx, clusterSecret("west", map[string][]byte{"west": kubeconfig})); err != nil {
 		return err
 	}
+	// One that has no label is nobody's business.
+	unlabelled := clusterSecret("unlabelled", map[string][]byte{"north": kubeconfig})
+	unlabelled.Labels = nil
+	if err := east.Client().Create(ctx, unlabelled); err != nil {
+		return err
+	}
 	signet, err = replica.Start(ctx, east, replica.Config{Namespace: home, RootPEM: root, Settings: map[string]any{
 		"clusterID":                   "east",
 		"ca.clusterAliases":           []string{"east-1"},
@@ -179,7 +185,7 @@ func clusterSecret(name string, data map[string][]byte) *corev1.Secret {
 
 // readerKubeconfig is one for west with a new token of Signet's account there.
 func readerKubeconfig(ctx context.Context) ([]byte, error) {
-	path, err := west.KubeconfigAs(ctx, readers, "signet-reader")
+	path, err := west.KubeconfigAs(ctx, readers, "signet-remote")
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -193,32 +194,37 @@ func TestR18_SecretsChange(t *testing.T) {
 	}
 	before := connections()
 	require.Positive(t, before)
-	stop, ended := make(chan struct{}), make(chan struct{})
-	var asked int
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
+	var asked atomic.Int64
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	defer stop()
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				text, err := west.Token(context.WithoutCancel(ctx), shop, "web", controlplane.TokenOptions{})
+				if !assert.NoError(t, err) {
+					return
+				}
+				a, _ := ask(t, text, "north", id)
+				if _, err := c.Create(context.WithoutCancel(ctx), a); !assert.NoError(t, err) {
+					return
+				}
+				asked.Add(1)
 			}
-			a, _ := ask(t, fresh(), "north", id)
-			if _, err := c.Create(context.WithoutCancel(t.Context()), a); !assert.NoError(t, err) {
-				return
-			}
-			asked++
-		}
-	}()
+		})
+	}
 	for n, kubeconfig := range [][]byte{another, good, another} {
+		so := asked.Load()
+		eventually(t, func() bool { return asked.Load() > so+8 || t.Failed() }, "requests are under way")
 		secret.Data["north"] = kubeconfig
 		require.NoError(t, east.Client().Update(t.Context(), secret))
 		eventually(t, func() bool { return connections() == before+n+1 }, "the changed Secret is in force")
+		so = asked.Load()
+		eventually(t, func() bool { return asked.Load() > so+8 || t.Failed() }, "requests go on")
 	}
-	close(stop)
-	<-ended
-	assert.Positive(t, asked)
-	t.Logf("%d requests while the Secret changed three times", asked)
+	stop()
+	asking.Wait()
+	t.Logf("%d requests while the Secret changed three times", asked.Load())
 
 	// One that would run a program is refused, and the cluster is served no more.
 	secret.Data["north"] = []byte(strings.Replace(string(good), "token:", "exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/true, interactiveMode: Never}\n    token:", 1))
