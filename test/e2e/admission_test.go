@@ -2,16 +2,23 @@ package e2e
 
 import (
 	"context"
+	"crypto/tls"
+	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/replica"
 )
 
 func TestR50_SurplusIsShed(t *testing.T) {
@@ -202,4 +209,37 @@ func TestR46_R47_CodesFitTheNextMove(t *testing.T) {
 			assert.Len(t, h.requestsFor(t, ask.CSR), test.requests)
 		})
 	}
+}
+
+// TestSilentCallers: who opens streams and sends no message takes nobody else's turn.
+func TestSilentCallers(t *testing.T) {
+	t.Parallel()
+	s := common(t).peer(t, nil, nil)
+	honest := s.caller(t)
+	c := s.dial(t)
+	issued(t, c, honest.ask(t)) // it is connected, and its token reviewed
+
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+honest.token))
+	var silent sync.WaitGroup
+	defer silent.Wait()
+	defer cancel()
+	for address := range 9 {
+		from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 2, byte(address+1))}}
+		conn, err := grpc.NewClient("passthrough:///"+s.CSR(),
+			grpc.WithContextDialer(func(ctx context.Context, to string) (net.Conn, error) { return from.DialContext(ctx, "tcp", to) }),
+			grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: s.roots(t), ServerName: replica.ServerName})))
+		require.NoError(t, err)
+		t.Cleanup(func() { assert.NoError(t, conn.Close()) })
+		for range 16 { // as many as one address may have there
+			silent.Go(func() {
+				for ctx.Err() == nil { // one after the other
+					if stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, createMethod); err == nil {
+						_ = stream.RecvMsg(new([]byte))
+					}
+				}
+			})
+		}
+	}
+	eventually(t, func() bool { return s.metric(t, "queue_slots_held", map[string]string{"queue": "receive"}) >= 128 }, "all places are taken")
+	issued(t, c, honest.ask(t))
 }
