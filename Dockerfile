@@ -10,5 +10,5 @@ RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags=
 FROM gcr.io/distroless/static:nonroot
 COPY --from=build /signet /signet
 USER 65532:65532
-EXPOSE 6443 9402 6060
+EXPOSE 6443 8443 9402 6060
 ENTRYPOINT ["/signet"]
