@@ -34,8 +34,8 @@ func (c CertificateConfig) validate(p setting.Problems) {
 
 // IssuedTo is what is known of a certificate that was issued.
 type IssuedTo struct {
-	// Identity is the SPIFFE ID, and ServiceAccountUID that of the service account which got it.
-	Identity, ServiceAccountUID string
+	// Identity is the SPIFFE ID, of Namespace and ServiceAccount; ServiceAccountUID is that of the account which asked.
+	Identity, Namespace, ServiceAccount, ServiceAccountUID string
 	// PodName, PodUID and NodeName are those that its token was bound to; empty where it wasn't.
 	PodName, PodUID, NodeName string
 	// Cluster is the ID of its cluster.

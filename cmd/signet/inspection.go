@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -26,7 +28,7 @@ import (
 	"github.com/signet-ca/signet/api/probe"
 	"github.com/signet-ca/signet/api/records"
 	"github.com/signet-ca/signet/api/web"
-	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/rotation"
 )
 
@@ -71,7 +73,14 @@ func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *
 		TrustDomain: cfg.CA.TrustDomain,
 		Anchors:     anchors,
 		Local: func(ctx context.Context, leaf *x509.Certificate) error {
-			return localLeaf(ctx, kept, cfg.CA.ClusterID, trusting.crls.Revoked, leaf)
+			if trusting.crls.Revoked(leaf) {
+				return errors.New("it is revoked")
+			}
+			to, known, err := issuances{store}.IssuedTo(ctx, sha256.Sum256(leaf.Raw))
+			if err != nil {
+				return err
+			}
+			return localLeaf(ctx, to, known, cfg.ClusterID, objects)
 		},
 	}
 	i.server, err = api.NewServer(cfg.API, i.inventory, trusting.serving.GetCertificate, api.Cluster{Config: config, Namespaces: i.inventory.Namespaces}, mesh, log, reg)
@@ -137,20 +146,28 @@ func newInspectionCache(config *rest.Config) (cache.Cache, error) {
 	return objects, nil
 }
 
-// localLeaf says why a leaf of the mesh isn't one that was issued to a workload of our own cluster.
-func localLeaf(ctx context.Context, kept records.Records, cluster string, revoked func(*x509.Certificate) bool, leaf *x509.Certificate) error {
-	record, err := kept.Certificate(ctx, issuer.AnchorID(leaf))
+// localLeaf says why a leaf isn't that of a workload of our own cluster that is still there: to is what is known of its
+// issuance, objects what exists.
+func localLeaf(ctx context.Context, to ca.IssuedTo, known bool, cluster string, objects client.Reader) error {
 	switch {
-	case errors.Is(err, api.ErrNotFound):
+	case !known:
 		return errors.New("it isn't in the ledger")
-	case err != nil:
-		return err
-	case record.Holder.Impersonated:
+	case to.Impersonated:
 		return errors.New("a node's proxy holds it, not the workload")
-	case revoked(leaf):
-		return errors.New("it is revoked")
-	case record.Holder.Cluster != cluster:
-		return fmt.Errorf("it was issued to a workload of cluster %q", record.Holder.Cluster)
+	case to.Cluster != cluster:
+		return fmt.Errorf("it was issued to a workload of cluster %q", to.Cluster)
+	}
+	account := &metav1.PartialObjectMetadata{}
+	account.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ServiceAccount"))
+	if err := objects.Get(ctx, client.ObjectKey{Namespace: to.Namespace, Name: to.ServiceAccount}, account); err != nil || string(account.UID) != to.ServiceAccountUID {
+		return errors.New("the service account that it was issued to is gone")
+	}
+	if to.PodUID == "" {
+		return nil
+	}
+	var pod corev1.Pod
+	if err := objects.Get(ctx, client.ObjectKey{Namespace: to.Namespace, Name: to.PodName}, &pod); err != nil || string(pod.UID) != to.PodUID {
+		return errors.New("the pod that it was issued to is gone")
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func (i issuances) IssuedTo(ctx context.Context, sum [sha256.Size]byte) (ca.Issu
 		return ca.IssuedTo{}, false, err
 	}
 	to := ca.IssuedTo{
-		Identity: found.Identity, ServiceAccountUID: found.ServiceAccountUID, Cluster: found.Cluster,
+		Identity: found.Identity, Namespace: found.Namespace, ServiceAccount: found.ServiceAccount, ServiceAccountUID: found.ServiceAccountUID, Cluster: found.Cluster,
 		PodName: found.Pod, PodUID: found.PodUID, NodeName: found.Node, Impersonated: found.Impersonated, ProvenAt: found.ProvenAt,
 	}
 	if to.ProvenAt.IsZero() {

@@ -143,4 +143,12 @@ func TestAccess(t *testing.T) {
 	// The pods' own tokens are for the mesh's CA.
 	_, err := i.client(t, web.token, nil).Services(t.Context(), api.ServiceQuery{})
 	assert.Equal(t, 401, status(t, err))
+	// The account is made anew under its name: the certificate was another one's.
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: mine, Name: "web"}}
+	require.NoError(t, plane.Client().Delete(t.Context(), account))
+	require.NoError(t, plane.ServiceAccount(t.Context(), mine, "web"))
+	eventually(t, func() bool {
+		_, err := i.client(t, "", &own).Services(t.Context(), api.ServiceQuery{})
+		return err != nil && status(t, err) == 401
+	}, "the certificate of an account that is gone says nothing")
 }
