@@ -72,10 +72,10 @@ unit: gcc
 	$(call say,unit tests)
 	$(GOTEST) ./...
 
-# Two test binaries at a time, because some wait for clocks most of the time; trust, which takes longest, begins.
+# Three test binaries at a time, because some wait for clocks most of the time; trust, which takes longest, is among the first.
 controlplane: bin race openssl postgres chromium
 	$(call say,tests on the control plane)
-	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 2 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v /bench | sort -r)
+	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -v -p 3 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v /bench | sort -r)
 
 e2e: bin race ## only the tests that drive a running Signet
 	$(call say,tests that drive a running Signet)
