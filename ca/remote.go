@@ -317,22 +317,29 @@ func (r *Remotes) Authenticate(ctx context.Context, c Credentials) (*Caller, err
 	if found == nil {
 		return nil, kindUnknownCluster.because("cluster %q is not known; known are %q", shorten(c.Cluster), r.known())
 	}
-	caller, err := found.reviewer.Authenticate(ctx, c)
+	for {
+		caller, err := found.authenticate(ctx, c)
+		now := r.find(id)
+		switch {
+		case now == nil:
+			return nil, kindUnknownCluster.because("cluster %q was removed while a token of it was reviewed", id)
+		case now == found || ctx.Err() != nil:
+			return caller, err
+		}
+		found = now // what was asked meanwhile may be no API server of the cluster any more
+	}
+}
+
+// authenticate has the cluster's API server review a token, and notes where it didn't.
+func (m *remote) authenticate(ctx context.Context, c Credentials) (*Caller, error) {
+	caller, err := m.reviewer.Authenticate(ctx, c)
 	if err != nil && refuse(err).kind == kindReviewFailed {
 		select {
-		case found.doubted <- struct{}{}:
+		case m.doubted <- struct{}{}:
 		default: // it is looked at soon
 		}
 	}
-	switch now := r.find(id); {
-	case err != nil:
-		return nil, err
-	case now == nil:
-		return nil, kindUnknownCluster.because("cluster %q was removed while a token of it was reviewed", id)
-	case now != found:
-		return nil, kindReviewFailed.because("cluster %q got another kubeconfig while a token of it was reviewed", id)
-	}
-	return caller, nil
+	return caller, err
 }
 
 // known are the names of all clusters that are served.

@@ -227,7 +227,10 @@ func TestOnce(t *testing.T) {
 	lines := strings.Split(strings.TrimSuffix(r.output(), "\n"), "\n")
 	assert.Equal(t, "demo: 7 of 7 workloads hold certificates, 7 renewed", lines[len(lines)-1])
 	assert.Empty(t, r.stderr.String())
-	assert.Equal(t, 2, strings.Count(r.output(), "NAMESPACE "), "a table before the renewals and one after")
+	assert.Equal(t, 2, strings.Count(r.output(), "SERVICE ACCOUNT "), "a table before the renewals and one after")
+	assert.Contains(t, r.output(), "$ signetctl services -A\nNAMESPACE ")
+	assert.Regexp(t, `(?m)^shop +cart +cart +1/1 .* ok$`, r.output())
+	assert.Contains(t, r.output(), "The page: "+env["SIGNET_API"]+"/ui/")
 	assert.True(t, slices.ContainsFunc(lines, func(line string) bool {
 		return strings.HasPrefix(line, "shop ") && strings.Contains(line, "spiffe://cluster.local/ns/shop/sa/cart ") && strings.HasSuffix(line, " 1")
 	}), "a row with one renewal")
