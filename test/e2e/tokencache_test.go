@@ -55,7 +55,7 @@ func untilRefused(t *testing.T, c *meshclient.Client, ask meshclient.Ask) {
 // for another minute, the tolerance that its JWT library has for clocks.)
 func TestTokenCache_NotPastExpiry(t *testing.T) {
 	t.Parallel()
-	s := variant(t) // cacheAccepted: 60s
+	s := variant(t).peer(t, nil, nil) // cacheAccepted: 60s; with counts of its own
 	caller := s.caller(t)
 	c := s.dial(t)
 	hits := func() float64 { return s.metric(t, "token_cache_hits_total", map[string]string{"entry": "accepted"}) }
