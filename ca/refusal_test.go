@@ -2,15 +2,18 @@ package ca
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"log/slog"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -143,5 +146,38 @@ func TestReceiveRefusal(t *testing.T) {
 		codes.Unknown:           kindMalformed,
 	} {
 		requireKind(t, want, receiveRefusal(status.Error(code, "x")))
+	}
+}
+
+// told is a recorder that remembers refusals.
+type told struct {
+	Recorder
+	refusals []Refusal
+}
+
+func (r *told) Refused(refusal Refusal) { r.refusals = append(r.refusals, refusal) }
+
+// TestRefusalsAreTold: what was refused is told to the recorder, and what it refused itself; a certificate that was
+// recorded and only not delivered is no refusal.
+func TestRefusalsAreTold(t *testing.T) {
+	leaf := &signer.Chain{Leaf: &x509.Certificate{}}
+	for name, row := range map[string]struct {
+		x    exchange
+		want int
+	}{
+		"refused":       {exchange{address: "192.0.2.1"}, 1},
+		"not recorded":  {exchange{address: "192.0.2.1", chain: leaf, unrecorded: true}, 1},
+		"not delivered": {exchange{address: "192.0.2.1", chain: leaf}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			recorder := &told{}
+			s := New(Config{}, Parts{Recorder: recorder}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+			err := s.finish(&row.x, kindNotReady.because("the disk is full"))
+			requireKind(t, kindNotReady, err)
+			require.Len(t, recorder.refusals, row.want)
+			if row.want > 0 {
+				assert.Equal(t, Refusal{Reason: "not_ready", Code: codes.Unavailable, Address: "192.0.2.1"}, recorder.refusals[0])
+			}
+		})
 	}
 }

@@ -5,8 +5,9 @@
 // with a certificate or with a refusal whose gRPC code fits the caller's next move; what is refused
 // costs little and changes nothing.
 //
-// Its words: a [Caller] is who asks, as proven; an identity is the SPIFFE ID that a certificate
-// names; a refusal is one of a closed set of reasons; a slot is the right to be with the issuer.
+// Its words: a [Caller] is who asks, as proven by one of the [Authenticators]; an identity is the SPIFFE ID that a
+// certificate names; a [Grant] is what a caller may be given; a refusal is one of a closed set of reasons; a slot is the
+// right to be with the issuer.
 package ca
 
 import (

@@ -433,6 +433,24 @@ func TestIssuedOutOfOrder(t *testing.T) {
 	})
 }
 
+// TestIssuedInOneSecond: of two certificates of a holder that were issued in the same second the one that is told later
+// counts, whatever their digests are.
+func TestIssuedInOneSecond(t *testing.T) {
+	for range 8 { // digests come in any order
+		r := newRig(t)
+		p := r.pod("shop", "a", "a", sidecar)
+		at := time.Now().UTC().Truncate(time.Second)
+		first, second := r.certificate(p), r.certificate(p)
+		for _, c := range []*api.Certificate{&first, &second} {
+			c.IssuedAt, c.NotBefore = at, at
+			r.Issued(*c)
+		}
+		assert.Equal(t, []string{second.SHA256}, r.digests(api.CertificateQuery{}, r.Certificates))
+		r.records.add(first, second)
+		assert.Equal(t, []string{first.SHA256}, r.digests(api.CertificateQuery{Standing: api.Superseded}, r.Certificates))
+	}
+}
+
 func TestBadRecordsAreLeftOut(t *testing.T) {
 	for name, change := range map[string]func(*api.Certificate){
 		"digest":   func(c *api.Certificate) { c.SHA256 = "xyz" },

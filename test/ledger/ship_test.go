@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	_ "github.com/jackc/pgx/v5/stdlib" // registers pgx
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	_ "modernc.org/sqlite" // registers sqlite
@@ -423,4 +425,28 @@ func TestRetentionWaitsForShipping(t *testing.T) {
 	require.NoError(t, err)
 	assert.EqualValues(t, 1301, tail.Records[0].Sequence)
 	assert.False(t, tail.Missed)
+}
+
+// TestLastRecordsAreShipped: what is recorded when the shipping has ended already is in the shared view once the store is
+// closed: the store may not outlast its pod.
+func TestLastRecordsAreShipped(t *testing.T) {
+	dsnFile, _ := database(t)
+	cfg := ledger.Config{Postgres: ledger.PostgresConfig{DSNFile: dsnFile}, Dir: t.TempDir(), Replica: "signet-0"}
+	store, err := ledger.Open(t.Context(), cfg, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- store.Start(ctx) }()
+	first, last := issuance("first", time.Now()), issuance("last", time.Now())
+	require.NoError(t, store.Record(t.Context(), first))
+	(&replica{Store: store}).shipped(t)
+	cancel()
+	require.NoError(t, <-ended)
+	require.NoError(t, store.Record(t.Context(), last))
+	require.NoError(t, store.Close())
+
+	other := start(t, ledger.Config{Postgres: cfg.Postgres, Replica: "signet-1"})
+	other.shipped(t)
+	_, err = other.Shared().Certificate(t.Context(), last.SHA256)
+	assert.NoError(t, err)
 }
