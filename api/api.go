@@ -167,6 +167,9 @@ type Summary struct {
 	Overdue int `json:"overdue"`
 	Expired int `json:"expired"`
 	Missing int `json:"missing"` // a certificate that they should hold
+	// Unattributed are pods of an account that has certificates which istiod asked for as registration authority. It doesn't
+	// say for which pod, so that each holds one of them, or none.
+	Unattributed int `json:"unattributed"`
 	// NotAfter is the earliest end of a live certificate; zero where there is none.
 	NotAfter time.Time `json:"notAfter,omitzero"`
 	// RemainingRatio is the smallest part of a life that is left.
@@ -202,7 +205,9 @@ type Pod struct {
 	DataPlane      DataPlane `json:"dataPlane"`
 	// Certificates are the live ones: its own, or those of its identity that its node's proxy holds.
 	Certificates []Certificate `json:"certificates"`
-	Problems     []Problem     `json:"problems,omitempty"`
+	// Unattributed says that it may hold one of its account's certificates that istiod asked for as registration authority.
+	Unattributed bool      `json:"unattributed,omitempty"`
+	Problems     []Problem `json:"problems,omitempty"`
 }
 
 // ServiceList is a page of services, by namespace and name.

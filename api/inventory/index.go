@@ -81,6 +81,7 @@ type account struct {
 	created  int64  // of its object, Unix s; 0 where it doesn't exist
 	pods     []*pod
 	leaves   []*leaf
+	unheld   map[*leaf]struct{} // those of the leaves whose holder isn't known
 }
 
 // place is where pods of an account run, which have one leaf of their node's proxy.
@@ -450,10 +451,19 @@ func (x *index) setLeaf(l *leaf, of name, now time.Time) (changed bool, dropped 
 	l.at = int32(len(a.leaves))
 	a.leaves = append(a.leaves, l)
 	x.leaves[key] = l
+	alone := l.kind != byNobody || a.unheldUntil(now).IsZero() // with another one that is as good nothing changes
+	if l.kind == byNobody {
+		if a.unheld == nil {
+			a.unheld = make(map[*leaf]struct{})
+		}
+		a.unheld[l] = struct{}{}
+	}
 	x.latest.insert(l)
 	x.byEnd.insert(l)
 	x.namespace(a.namespace).latest.insert(l)
-	x.staleLeaf(l)
+	if alone {
+		x.staleLeaf(l)
+	}
 	for len(x.leaves) > x.most {
 		x.dropFirst()
 		x.droppedAt.Store(now.Unix())
@@ -506,13 +516,16 @@ func (x *index) removeLeaf(key leafKey, l *leaf, last bool) {
 	a.leaves[l.at].at = l.at
 	a.leaves[end] = nil
 	a.leaves = a.leaves[:end]
+	delete(a.unheld, l)
 	delete(x.leaves, key)
 	x.latest.remove(l)
 	x.byEnd.remove(l)
 	n := x.namespaces[a.namespace]
 	n.latest.remove(l)
 	if last {
-		x.staleLeaf(l)
+		if len(a.unheld) == 0 || l.kind != byNobody {
+			x.staleLeaf(l)
+		}
 		x.releaseNamespace(a.namespace, n)
 		x.release(a)
 	}
@@ -529,11 +542,15 @@ func (x *index) staleLeaf(l *leaf) {
 		for _, p := range x.placed[place{l.account, l.holder}] {
 			x.stalePod(p.name)
 		}
+	case byNobody:
+		for _, p := range l.account.pods {
+			x.stalePod(p.name)
+		}
 	}
 }
 
-// forget drops the leaves that have expired and whose holder is gone. The others stay until it is, because it is a
-// problem that they weren't renewed.
+// forget drops the leaves that have expired and whose holder is gone or not known. The others stay until it is, because it
+// is a problem that they weren't renewed.
 func (x *index) forget(now time.Time) {
 	var expired []*leaf
 	x.mu.RLock()
@@ -541,7 +558,7 @@ func (x *index) forget(now time.Time) {
 		if l.validity().state(now) != api.Expired {
 			break
 		}
-		if !x.holderExists(l, now) || x.elsewhere(l) {
+		if l.kind == byNobody || !x.holderExists(l, now) || x.elsewhere(l) {
 			expired = append(expired, l)
 		}
 	}

@@ -137,11 +137,13 @@ func (w *world) step(r *rig, random *rand.Rand) {
 		if p := w.pods[key]; p != nil {
 			c := r.certificate(p, func(c *api.Certificate) {
 				c.NotAfter = c.NotBefore.Add(time.Duration(1+random.IntN(5)) * 15 * time.Minute)
-				switch random.IntN(6) {
+				switch random.IntN(7) {
 				case 0, 1:
 					byProxy(c)
 				case 2:
 					unbound(c)
+				case 6:
+					c.Holder = api.Holder{}
 				case 3:
 					c.Root.SHA256 = digest("root", random.IntN(2))
 				}

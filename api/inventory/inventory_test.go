@@ -228,6 +228,48 @@ func TestUnknownHolders(t *testing.T) {
 	assert.Equal(t, api.Holder{}, page.Items[0].Holder)
 }
 
+// TestUnattributed: pods whose account has certificates that istiod asked for are neither said to hold one nor to miss one.
+func TestUnattributed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.tell("serviceaccounts", metadata("shop", "a", nil))
+		nobody := func(c *api.Certificate) { c.Holder = api.Holder{} }
+		p, q := r.pod("shop", "p", "a", sidecar), r.pod("shop", "q", "a", sidecar)
+		r.service("shop", "a", p, q, r.pod("shop", "z", "other", sidecar))
+		time.Sleep(2 * time.Minute)
+		require.Equal(t, api.Summary{Total: 3, Missing: 3}, r.get("shop", "a").Summary)
+
+		r.issue(p, nobody)
+		found := r.get("shop", "a")
+		assert.Equal(t, api.Summary{Total: 3, Unattributed: 2, Missing: 1}, found.Summary, "it may be either's, but not another account's")
+		assert.Equal(t, []api.Problem{{Code: api.ProblemMissing, Detail: "1 of 3 pods hold no certificate: z"}}, found.Problems)
+		assert.True(t, found.Pods[0].Unattributed)
+		assert.Empty(t, found.Pods[0].Problems)
+		assert.Empty(t, found.Pods[0].Certificates)
+
+		c := r.issue(q)
+		found = r.get("shop", "a")
+		assert.Equal(t, api.Summary{Total: 3, Fresh: 1, Unattributed: 1, Missing: 1, NotAfter: c.NotAfter, RemainingRatio: 1}, found.Summary, "a certificate of its own counts")
+		assert.False(t, found.Pods[1].Unattributed)
+
+		time.Sleep(40 * time.Minute)
+		r.issue(p, nobody)
+		r.look(time.Now())
+		text := r.scrape()
+		assert.Contains(t, text, `signet_identity_certificates{state="overdue"} 1`)
+		assert.Contains(t, text, `signet_identity_certificates{state="fresh"} 0`, "those of nobody aren't counted")
+		time.Sleep(20*time.Minute + time.Second)
+		r.look(time.Now())
+		leaves, _, _ := r.index.sizes()
+		assert.Equal(t, 2, leaves, "the first of nobody's has ended, and is forgotten")
+		assert.Equal(t, 1, r.get("shop", "a").Summary.Unattributed)
+		time.Sleep(40*time.Minute + time.Second)
+		assert.Equal(t, api.Summary{Total: 3, Expired: 1, Missing: 2, NotAfter: c.NotAfter}, r.get("shop", "a").Summary, "the last has ended")
+		r.look(time.Now())
+		assert.Equal(t, 2, r.get("shop", "a").Summary.Missing)
+	})
+}
+
 func TestSlicesMoveAndGo(t *testing.T) {
 	r := newRig(t)
 	a, b := r.pod("shop", "a", "a", sidecar), r.pod("shop", "b", "b", sidecar)
@@ -521,6 +563,7 @@ func TestNothingIsKeptForEver(t *testing.T) {
 		r.issue(a)
 		r.issue(b, byProxy)
 		r.issue(a, unbound)
+		r.issue(a, func(c *api.Certificate) { c.Holder = api.Holder{} })
 		r.issue(podLike("far", "x", "x", 99), func(c *api.Certificate) { c.Holder.Cluster = "other" })
 		time.Sleep(time.Hour + time.Second)
 		r.look(time.Now())

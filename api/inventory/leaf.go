@@ -22,13 +22,14 @@ const (
 	byNode    holderKind = iota // a node's proxy, for the pods beside it
 	byPod                       // a pod, by its UID
 	byAddress                   // whoever asked from an address, with a token that is bound to no pod
+	byNobody                    // not known, because istiod asked as registration authority; each is a holder of its own
 )
 
 // leafKey tells holders apart. It stays the same from one renewal to the next.
 type leafKey struct {
 	account *account
 	kind    holderKind
-	id      string // node, UID or address
+	id      string // node, UID, address, or SHA-256
 }
 
 // leaf is a certificate that was issued. What many have in common is kept once.
@@ -108,8 +109,8 @@ func newLeaf(c *api.Certificate) (*leaf, error) {
 		l.kind, l.holder = byPod, h.PodUID
 	case h.Address != "":
 		l.kind, l.holder = byAddress, strings.Clone(h.Address)
-	default: // nobody knows; it replaces no other
-		l.kind, l.holder = byAddress, strings.Clone(c.SHA256)
+	default: // it replaces no other
+		l.kind, l.holder = byNobody, strings.Clone(c.SHA256)
 	}
 	return l, nil
 }

@@ -80,7 +80,7 @@ func (c *leafMetrics) some(n *leafCounts, last **leaf, now time.Time) bool {
 		}
 		looked++
 		*last = l
-		if !c.index.holderExists(l, now) {
+		if l.kind == byNobody || !c.index.holderExists(l, now) { // nobody knows whether it was renewed
 			continue
 		}
 		v := l.validity()

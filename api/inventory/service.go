@@ -84,7 +84,9 @@ type condition struct {
 	leaves []*leaf   // its own, and that of its node's proxy
 	// missing says that it should hold one; it may still be too young for that to be a problem.
 	missing, young bool
-	next           time.Time // when something changes; zero for never
+	// unattributed says that it holds one of those whose holder isn't known, or none.
+	unattributed bool
+	next         time.Time // when something changes; zero for never
 }
 
 // conditionOf is how it stands with a pod at now. A pod that takes no part in the mesh as far as it can be seen, but has
@@ -106,6 +108,10 @@ func (x *index) conditionOf(p *pod, now time.Time) condition {
 		c.next = earlier(c.next, l.validity().next(now))
 	}
 	if len(c.leaves) == 0 && needs(c.plane) {
+		if end := p.account.unheldUntil(now); !end.IsZero() {
+			c.unattributed, c.next = true, end
+			return c
+		}
 		c.missing = true
 		if end := time.Unix(p.since, 0).Add(x.grace); !p.running {
 			c.young = true
@@ -114,6 +120,17 @@ func (x *index) conditionOf(p *pod, now time.Time) condition {
 		}
 	}
 	return c
+}
+
+// unheldUntil is when it has to be looked at again whether the account has a leaf that is good at now and whose holder isn't
+// known; zero where it has none.
+func (a *account) unheldUntil(now time.Time) time.Time {
+	for l := range a.unheld {
+		if l.validity().state(now) != api.Expired {
+			return l.validity().next(now)
+		}
+	}
+	return time.Time{}
 }
 
 // odd says whether l has other names than a pod of its account should show.
@@ -148,6 +165,8 @@ func (x *index) look(s *service, now time.Time) *view {
 		case c.missing && !c.young:
 			v.summary.Missing++
 			missing = append(missing, p.name.name)
+		case c.unattributed:
+			v.summary.Unattributed++
 		case c.plane == api.NoMesh:
 			v.summary.NoMesh++
 		}
@@ -333,7 +352,7 @@ func (i *Inventory) Service(ctx context.Context, namespace, of string) (*api.Ser
 func podOf(p *pod, c condition, now time.Time) api.Pod {
 	out := api.Pod{
 		Namespace: p.namespace, Name: p.name.name, UID: p.uid, Node: p.node,
-		ServiceAccount: p.account.name.name, DataPlane: c.plane, Certificates: []api.Certificate{},
+		ServiceAccount: p.account.name.name, DataPlane: c.plane, Certificates: []api.Certificate{}, Unattributed: c.unattributed,
 	}
 	problem := func(code api.ProblemCode, format string, args ...any) {
 		out.Problems = append(out.Problems, api.Problem{Code: code, Detail: fmt.Sprintf(format, args...)})

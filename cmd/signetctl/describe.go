@@ -132,8 +132,11 @@ func writeService(out io.Writer, s *api.Service, now time.Time) error {
 		held := ""
 		if len(pod.Certificates) == 0 {
 			held = "none"
-			if pod.DataPlane == api.NoMesh {
+			switch {
+			case pod.DataPlane == api.NoMesh:
 				held = "none, and needs none"
+			case pod.Unattributed:
+				held = "not known, because istiod asked for it"
 			}
 		}
 		if err := facts(out, "  ", "Service account", pod.ServiceAccount, "Node", pod.Node, "Data plane", string(pod.DataPlane), "Certificate", held); err != nil {

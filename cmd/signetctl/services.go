@@ -102,6 +102,7 @@ func stateOf(s *api.Service) string {
 	count(s.Summary.Expired, "expired")
 	count(s.Summary.Missing, "missing")
 	count(s.Summary.Overdue, "overdue")
+	count(s.Summary.Unattributed, "unattributed")
 	for _, problem := range s.Problems {
 		switch problem.Code {
 		case api.ProblemExpired, api.ProblemMissing, api.ProblemOverdue: // counted

@@ -10,6 +10,7 @@ const states = {
   overdue: {text: 'Overdue', tone: 'warn', shape: 'M8 3v6M8 12v.6'},
   expired: {text: 'Expired', tone: 'bad', shape: 'M4 4l8 8M12 4l-8 8'},
   missing: {text: 'Missing', tone: 'bad', shape: 'M3.5 8h9'},
+  unattributed: {text: 'Unattributed', tone: 'note', shape: 'M5.5 6a2.5 2.5 0 1 1 2.5 2.7v1M8 12v.6'},
   noMesh: {text: 'Not in the mesh', tone: 'none', shape: 'M8 8v.1'},
 };
 

@@ -53,7 +53,7 @@ function rowsOf(pod) {
   const wrong = problemList(pod.problems?.filter((one) => pod.certificates.length === 0 || (one.code !== 'overdue' && one.code !== 'expired')));
   const tone = pod.problems?.length ? `wrong ${toneOfAll(pod.problems)}` : null;
   if (pod.certificates.length === 0) {
-    const none = wrong ?? h('span', {class: 'quiet'}, pod.dataPlane === 'none' ? 'needs none' : 'none yet');
+    const none = wrong ?? h('span', {class: 'quiet'}, pod.dataPlane === 'none' ? 'needs none' : pod.unattributed ? 'not known: istiod asked for it' : 'none yet');
     return [row(columns, [who, plane(pod), none, '–', '–'], {class: tone})];
   }
   return pod.certificates.map((one, at) => row(columns, [

@@ -8,8 +8,8 @@ import {isSet} from './time.js';
 
 const mostProblems = 500; // that are asked for
 const shownProblems = 8; // until more are wanted
-const counted = ['fresh', 'due', 'overdue', 'expired', 'missing', 'noMesh'];
-const words = {fresh: 'fresh', due: 'due', overdue: 'overdue', expired: 'expired', missing: 'missing', noMesh: 'not in the mesh'};
+const counted = ['fresh', 'due', 'overdue', 'expired', 'missing', 'unattributed', 'noMesh'];
+const words = {fresh: 'fresh', due: 'due', overdue: 'overdue', expired: 'expired', missing: 'missing', unattributed: 'unattributed', noMesh: 'not in the mesh'};
 
 export async function services(screen) {
   screen.title('Services');
