@@ -569,6 +569,7 @@ func TestNothingIsKeptForEver(t *testing.T) {
 		r.look(time.Now())
 		leaves, _, _ := r.index.sizes()
 		assert.Equal(t, 3, leaves, "their holders exist, and didn't renew")
+		assert.Empty(t, r.index.accounts[name{"shop", "cart"}].unheld)
 		r.gone("pods", a)
 		r.gone("pods", b)
 		r.gone("endpointslices", sliceOf("shop", "cart-abc", "cart"))
