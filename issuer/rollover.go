@@ -342,7 +342,7 @@ func (r *Rollover) follow(o Observation) {
 		serving, anchor = o.Issuer, o.IssuerAnchor
 	case at < 0:
 	case o.IssuerAnchor == anchor, r.find(anchor) < 0,
-		r.Anchors[at].Phase == Signing && o.Now.Sub(r.Anchors[at].Since) >= o.LongestLeaf/2:
+		r.Anchors[at].Phase == Signing && (o.RetireNow[anchor] || o.Now.Sub(r.Anchors[at].Since) >= o.LongestLeaf/2):
 		serving, anchor = o.Issuer, o.IssuerAnchor
 	}
 	if serving != r.Serving || anchor != r.ServingAnchor {
