@@ -120,8 +120,9 @@ func TestAuditorOfTooMany(t *testing.T) {
 	r, told := newAudited(t, Config{InFlight: 4})
 	r.data.hold = make(chan struct{})
 	first := make(chan int, 1)
+	request := r.request(t, "/v1/services", "all")
 	go func() {
-		response, err := r.http.Do(r.request(t, "/v1/services", "all"))
+		response, err := r.http.Do(request)
 		if err != nil {
 			first <- 0
 			return

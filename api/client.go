@@ -37,7 +37,7 @@ func NewClient(base string, client *http.Client) (*Client, error) {
 		return nil, fmt.Errorf("address of the inspection API: %q is not one such as https://localhost:8443", base)
 	}
 	if client == nil {
-		client = http.DefaultClient
+		client = http.DefaultClient //nolint:forbidigo // each call has a context
 	}
 	return &Client{at, client}, nil
 }
@@ -119,7 +119,7 @@ func (c *Client) Probe(ctx context.Context, q ProbeRequest) (*Probe, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write request of a probe: %w", err)
 	}
-	response, err := c.send(ctx, http.MethodPost, body, nil, "application/json", "v1", "probes")
+	response, err := c.send(ctx, http.MethodPost, body, nil, "application/json", "v1", "probes") //nolint:bodyclose // read does
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +321,7 @@ func responseError(response *http.Response) error {
 }
 
 func get[T any](ctx context.Context, c *Client, params url.Values, path ...string) (*T, error) {
-	response, err := c.ask(ctx, params, "application/json", path...)
+	response, err := c.ask(ctx, params, "application/json", path...) //nolint:bodyclose // read does
 	if err != nil {
 		return nil, err
 	}

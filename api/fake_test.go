@@ -269,7 +269,7 @@ func newRig(t testing.TB, cfg Config, adjust ...func(*Server)) *rig {
 	}}}
 	kube := httptest.NewServer(r.api)
 	t.Cleanup(kube.Close)
-	server, err := NewServer(cfg, r.data, nil, Cluster{Config: &rest.Config{Host: kube.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, Namespaces: func() []string { return []string{"one", "two", "three"} }}, Mesh{}, slog.New(slog.NewTextHandler(io.Discard, nil)), r.reg)
+	server, err := NewServer(cfg, r.data, nil, Cluster{Config: &rest.Config{Host: kube.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, Namespaces: func() []string { return []string{"one", "two", "three"} }}, Mesh{}, slog.New(slog.DiscardHandler), r.reg)
 	require.NoError(t, err)
 	r.Server = server
 	for _, do := range adjust {
@@ -318,8 +318,17 @@ type reply struct {
 // do asks with headers in pairs. Without a user there is no token.
 func (r *rig) do(t testing.TB, method, path, user string, headers ...string) reply {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), method, r.url+path, nil)
+	got, err := r.ask(t.Context(), method, path, user, headers...)
 	require.NoError(t, err)
+	return got
+}
+
+// ask is do for goroutines, which can't end the test.
+func (r *rig) ask(ctx context.Context, method, path, user string, headers ...string) (reply, error) {
+	request, err := http.NewRequestWithContext(ctx, method, r.url+path, nil)
+	if err != nil {
+		return reply{}, err
+	}
 	if user != "" {
 		request.Header.Set("Authorization", "Bearer "+user)
 	}
@@ -328,11 +337,12 @@ func (r *rig) do(t testing.TB, method, path, user string, headers ...string) rep
 		request.Header.Set(headers[i], headers[i+1])
 	}
 	response, err := r.http.Transport.RoundTrip(request)
-	require.NoError(t, err)
+	if err != nil {
+		return reply{}, err
+	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
-	require.NoError(t, err)
-	return reply{response.StatusCode, response.Header, string(body)}
+	return reply{response.StatusCode, response.Header, string(body)}, err
 }
 
 func (r reply) problem(t testing.TB) ProblemDetails {

@@ -24,7 +24,7 @@ type PageParams struct {
 	Continue string `query:"continue" maxLength:"4096" doc:"That of the page before, with the same filters."`
 }
 
-func (p PageParams) page() Page { return Page{Limit: p.Limit, Continue: p.Continue} }
+func (p PageParams) page() Page { return Page(p) }
 
 // WatchParams are the query parameters of watching.
 type WatchParams struct {
@@ -123,7 +123,7 @@ func (s *Server) route() error {
 	}
 	config.AllowAdditionalPropertiesByDefault = true // of answers, so that a later Signet can say more
 	api := humago.New(s.handlers, config)
-	api.UseMiddleware(onlyKnown(api))
+	api.UseMiddleware(onlyKnown)
 
 	add(api, "list-services", "/v1/services", "Services with the certificates that the pods behind them hold, by namespace and name.",
 		s.rights(verbList, resourceServices), s.listServices)
@@ -210,47 +210,45 @@ func register[I, O any](api huma.API, operation huma.Operation, handler func(con
 }
 
 // onlyKnown refuses query parameters that the operation doesn't have, and those that occur twice.
-func onlyKnown(api huma.API) func(huma.Context, func(huma.Context)) {
-	return func(ctx huma.Context, next func(huma.Context)) {
-		var known []string
-		for _, parameter := range ctx.Operation().Parameters {
-			if parameter.In == "query" {
-				known = append(known, parameter.Name)
-			}
+func onlyKnown(ctx huma.Context, next func(huma.Context)) {
+	var known []string
+	for _, parameter := range ctx.Operation().Parameters {
+		if parameter.In == "query" {
+			known = append(known, parameter.Name)
 		}
-		slices.Sort(known)
-		list := "known here are " + strings.Join(known, ", ")
-		if len(known) == 0 {
-			list = "none is known here"
-		}
-		at := ctx.URL()
-		query, err := url.ParseQuery(at.RawQuery)
-		if err != nil {
-			callOf(ctx.Context()).fail(newFault(http.StatusBadRequest, "the query can't be read: "+err.Error()))
-			return
-		}
-		var f *fault
-		for _, name := range slices.Sorted(maps.Keys(query)) {
-			message := ""
-			switch {
-			case !slices.Contains(known, name):
-				message = "unknown query parameter; " + list
-			case len(query[name]) > 1:
-				message = "it must occur once"
-			default:
-				continue
-			}
-			if f == nil {
-				f = newFault(http.StatusUnprocessableEntity, fmt.Sprintf("query parameter %q: %s", name, message))
-			}
-			f.at("query."+name, message, nil)
-		}
-		if f != nil {
-			callOf(ctx.Context()).fail(f)
-			return
-		}
-		next(ctx)
 	}
+	slices.Sort(known)
+	list := "known here are " + strings.Join(known, ", ")
+	if len(known) == 0 {
+		list = "none is known here"
+	}
+	at := ctx.URL()
+	query, err := url.ParseQuery(at.RawQuery)
+	if err != nil {
+		callOf(ctx.Context()).fail(newFault(http.StatusBadRequest, "the query can't be read: "+err.Error()))
+		return
+	}
+	var f *fault
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		var message string
+		switch {
+		case !slices.Contains(known, name):
+			message = "unknown query parameter; " + list
+		case len(query[name]) > 1:
+			message = "it must occur once"
+		default:
+			continue
+		}
+		if f == nil {
+			f = newFault(http.StatusUnprocessableEntity, fmt.Sprintf("query parameter %q: %s", name, message))
+		}
+		f = f.at("query."+name, message, nil)
+	}
+	if f != nil {
+		callOf(ctx.Context()).fail(f)
+		return
+	}
+	next(ctx)
 }
 
 func (s *Server) listServices(ctx context.Context, in *servicesInput) (*output[ServiceList], error) {

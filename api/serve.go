@@ -102,7 +102,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	defer func() {
 		if trouble := recover(); trouble != nil {
-			if trouble == http.ErrAbortHandler {
+			if trouble == http.ErrAbortHandler { //nolint:errorlint // net/http compares so too
 				panic(trouble)
 			}
 			s.log.Error("inspection request ended in a panic", "route", route, "err", fmt.Sprint(trouble), "stack", string(debug.Stack()))

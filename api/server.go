@@ -46,6 +46,9 @@ type Config struct {
 	InFlight int `json:"inFlight,omitempty"`
 	// Watches is how many watches there may be at once; one caller gets a quarter of them. Default 16.
 	Watches int `json:"watches,omitempty"`
+
+	// MinTLS is the lowest version of TLS, 1.2 at least.
+	MinTLS uint16 `json:"-"`
 }
 
 // Validate reports what is wrong with c.
@@ -185,7 +188,7 @@ func (s *Server) Start(ctx context.Context) error {
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // handshakes of strangers
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		TLSConfig: &tls.Config{
-			MinVersion:     tls.VersionTLS12,
+			MinVersion:     max(tls.VersionTLS12, s.cfg.MinTLS),
 			GetCertificate: s.certificate,
 			ClientAuth:     tls.RequestClientCert, // judged with each request, against what is in force then
 			NextProtos:     []string{"h2", "http/1.1"},

@@ -503,7 +503,7 @@ func TestBodiesAreRefused(t *testing.T) {
 	r := newRig(t, Config{})
 	for _, body := range []io.Reader{strings.NewReader("x"), io.MultiReader(strings.NewReader("x"))} {
 		r.http.CloseIdleConnections() // the last refusal ended its connection, which the client may not have noticed
-		request, err := http.NewRequestWithContext(t.Context(), "GET", r.url+"/v1/services", body)
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/v1/services", body)
 		require.NoError(t, err)
 		response, err := r.http.Do(request)
 		require.NoError(t, err)
@@ -519,7 +519,11 @@ func TestInFlight(t *testing.T) {
 	results := make(chan int, 20)
 	ask := func(user string, n int) {
 		for range n {
-			go func() { results <- r.do(t, "GET", "/v1/services", user).status }()
+			go func() {
+				got, err := r.ask(t.Context(), "GET", "/v1/services", user)
+				assert.NoError(t, err)
+				results <- got.status
+			}()
 		}
 	}
 	ask("all", 2)
@@ -554,7 +558,10 @@ func TestWorking(t *testing.T) {
 	r.data.hold = make(chan struct{})
 	var group sync.WaitGroup
 	for range 10 {
-		group.Go(func() { r.do(t, "GET", "/v1/services", "all") })
+		group.Go(func() {
+			_, err := r.ask(t.Context(), "GET", "/v1/services", "all")
+			assert.NoError(t, err)
+		})
 	}
 	require.Eventually(t, func() bool { return r.inFlight.used() == 10 && len(r.working) == cap(r.working) }, 5*time.Second, time.Millisecond)
 	close(r.data.hold)
@@ -586,7 +593,7 @@ func TestSlowReadersHoldNobodyUp(t *testing.T) {
 		r.ServeHTTP(reader, request)
 	}()
 	<-reader.reached
-	assert.Zero(t, len(r.working))
+	assert.Empty(t, r.working)
 	assert.Equal(t, 1, r.inFlight.used())
 	close(reader.release)
 	<-done
@@ -608,7 +615,7 @@ func TestPanicsAndFaults(t *testing.T) {
 	assert.Equal(t, 500, got.status)
 	got.problem(t)
 	assert.Zero(t, r.inFlight.used())
-	assert.Zero(t, len(r.working))
+	assert.Empty(t, r.working)
 }
 
 func TestMount(t *testing.T) {
@@ -654,10 +661,10 @@ func TestDocs(t *testing.T) {
 	assert.Equal(t, "text/html; charset=utf-8", got.header.Get("Content-Type"))
 	assert.Contains(t, got.header.Get("Content-Security-Policy"), "default-src 'none'")
 	for _, forbidden := range []string{"<script", "src=", "http://", "https://", "@import", "url("} {
-		assert.False(t, strings.Contains(got.body, forbidden), forbidden)
+		assert.NotContains(t, got.body, forbidden)
 	}
 	for _, wanted := range []string{"/v1/identities/{spiffe}", "remainingRatioBelow", "CertificateList", "EventService", "fresh | due | overdue | expired"} {
-		assert.True(t, strings.Contains(got.body, wanted), wanted)
+		assert.Contains(t, got.body, wanted)
 	}
 }
 

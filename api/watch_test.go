@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -396,7 +397,7 @@ func TestWatchIssuances(t *testing.T) {
 	w.leave()
 
 	other := newRig(t, Config{}, quick)
-	other.data.issuances = append(r.data.issuances, issued(2000, now.Add(3*time.Second)))
+	other.data.issuances = append(slices.Clone(r.data.issuances), issued(2000, now.Add(3*time.Second)))
 	w = watch(other, again.Resume, IssuanceQuery{})
 	assert.Equal(t, int64(7), w.next().Item.Refusal.Count, "the line of the resume may come again")
 	assert.Equal(t, certificates(2001, "one")[2000].SHA256, w.next().Item.Certificate.SHA256)

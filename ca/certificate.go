@@ -18,8 +18,8 @@ import (
 )
 
 // CertificateConfig is how callers prove who they are by a certificate that they hold, as virtual machines do that renew
-// with PROV_CERT (R7 to R9, R19, R20). It is asked for in the handshake and never required there; what it is worth is
-// decided anew for each request.
+// with PROV_CERT (R7 to R9, R19, R20). Such a certificate is asked for in the handshake and never required there;
+// what it is worth is decided anew for each request.
 type CertificateConfig struct {
 	// Enabled accepts certificates that Signet has issued, as the ledger says: where that doesn't outlast a replica, a
 	// caller whose token has expired is cut off with it. Default false.

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 
@@ -86,10 +87,8 @@ type there struct {
 
 func (x there) Synced(kinds ...presence.Kind) bool {
 	for _, kind := range kinds {
-		for _, not := range x.unsynced {
-			if kind == not {
-				return false
-			}
+		if slices.Contains(x.unsynced, kind) {
+			return false
 		}
 	}
 	return true

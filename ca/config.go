@@ -18,32 +18,35 @@ import (
 type Config struct {
 	// Listen is the address of the gRPC endpoint. Default :6443.
 	Listen string `json:"listen,omitempty"`
-	// ClusterAliases are further names of the local cluster in the callers' clusterid header.
+	// ClusterAliases are further names of the local cluster in the callers' clusterid header. Optional.
 	ClusterAliases []string `json:"clusterAliases,omitempty"`
 	// Token is how service account tokens are reviewed.
 	Token TokenConfig `json:"token,omitempty"`
-	// RemoteClusters are those beside our own whose workloads are served.
+	// RemoteClusters are those beside our own whose workloads are served, and where the Secrets are that lead to them.
 	RemoteClusters clusters.Config `json:"remoteClusters,omitempty"`
-	// OIDC are issuers of tokens that name workloads outside of these clusters, such as virtual machines and pipelines.
+	// OIDC are issuers of tokens, by OpenID Connect Discovery, that name workloads outside of these clusters, such as
+	// virtual machines and pipelines; each says which service account its tokens are for. Optional.
 	OIDC []OIDCConfig `json:"oidc,omitempty"`
-	// Certificates are those that callers may show in place of a token.
+	// Certificates are those that callers may show in place of a token, as virtual machines do that renew with PROV_CERT.
 	Certificates CertificateConfig `json:"certificates,omitempty"`
-	// Registration signs for an istiod that is the mesh's registration authority.
+	// Registration has Signet sign for an istiod that is the mesh's registration authority
+	// (EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API): istiod authenticates the workloads, and makes and approves a Kubernetes
+	// CertificateSigningRequest for each certificate, of which Signet is the signer (K8S_SIGNER).
 	Registration RegistrationConfig `json:"registration,omitempty"`
 	// Lifetime bounds the lifetimes that callers may ask for.
 	Lifetime LifetimeConfig `json:"lifetime,omitempty"`
-	// Rules have other issuers sign for some callers, and bound their lifetimes.
+	// Rules have another issuer than the one in force sign for some callers, and bound their lifetimes. Optional.
 	Rules []Rule `json:"rules,omitempty"`
 	// TrustDomainAliases are former names of the trust domain. Pods that were injected under one go on asking for it
 	// until they are restarted, and get it for their own namespace and service account (R32). Proxies accept it while
-	// meshConfig.trustDomainAliases has it too.
+	// meshConfig.trustDomainAliases has it too. Optional.
 	TrustDomainAliases []string `json:"trustDomainAliases,omitempty"`
 	// Keys are the kinds of keys that are certified: RSA (2048 to 8192 bits), ECDSA-P256, ECDSA-P384
 	// and Ed25519. Default all but Ed25519.
 	Keys []string `json:"keys,omitempty"`
 	// Nodes are the proxies, such as ztunnel, that ask for the pods on their node.
 	Nodes NodesConfig `json:"nodes,omitempty"`
-	// Admission bounds what is taken on at once.
+	// Admission bounds what is taken on at once, so that one caller can't keep others waiting.
 	Admission AdmissionConfig `json:"admission,omitempty"`
 	// RequestTimeout bounds one request from its arrival to its answer, because Istio's clients set no
 	// deadline (R12). It must not be shorter than signer.timeout. Default signer.timeout and 5s more.
@@ -62,6 +65,8 @@ type Config struct {
 	// isn't ready any more (R13); DrainTimeout how long requests under way may then take.
 	ShutdownDelay time.Duration `json:"-"`
 	DrainTimeout  time.Duration `json:"-"`
+	// MinTLS is the lowest version of TLS, 1.2 at least.
+	MinTLS uint16 `json:"-"`
 }
 
 // LifetimeConfig bounds lifetimes (R33).

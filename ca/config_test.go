@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/status"
 
 	"github.com/signet-ca/signet/setting"
 )
@@ -48,7 +49,7 @@ func TestR33_Lifetime(t *testing.T) {
 			got, err := row.cfg.grant(row.seconds)
 			if row.want == 0 {
 				requireKind(t, kindLifetime, err)
-				assert.Contains(t, err.(*refusal).GRPCStatus().Message(), "the least is "+row.cfg.withDefaults().Min.Or(0).String(), "it names the floor")
+				assert.Contains(t, status.Convert(err).Message(), "the least is "+row.cfg.withDefaults().Min.Or(0).String(), "it names the floor")
 				return
 			}
 			require.NoError(t, err)

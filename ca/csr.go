@@ -161,7 +161,7 @@ func (p csrPolicy) check(csr *x509.CertificateRequest, id spiffeid.ID) error {
 }
 
 func (p csrPolicy) checkKey(csr *x509.CertificateRequest) error {
-	name := ""
+	var name string
 	switch key := csr.PublicKey.(type) {
 	case *rsa.PublicKey:
 		if bits := key.N.BitLen(); bits < minRSABits || bits > maxRSABits {

@@ -159,8 +159,8 @@ func TestLocalJudge(t *testing.T) {
 	about := func(name string, value any) change { return func(c *localCase) { c.kubernetes()[name] = value } }
 	header := func(name string, value any) change { return func(c *localCase) { c.header[name] = value } }
 	at := func(d time.Duration) change { return func(c *localCase) { c.now = localNow.Add(d) } }
-	text := func(old, new string) change {
-		return func(c *localCase) { c.payload = strings.Replace(encoded(t, c.claims), old, new, 1) }
+	text := func(from, to string) change {
+		return func(c *localCase) { c.payload = strings.Replace(encoded(t, c.claims), from, to, 1) }
 	}
 	altered := func(part int, alter func(string) string) change {
 		return func(c *localCase) {

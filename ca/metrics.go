@@ -42,6 +42,8 @@ func newMetrics(reg prometheus.Registerer, open *atomic.Int64) *metrics {
 			Buckets: []float64{60, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 24*3600 + 60, 48 * 3600, 7 * 86400, 30 * 86400, 90 * 86400},
 		}),
 	}
+	// Those on which one is too many are there from the start, so that the first one is an increase.
+	m.requests.WithLabelValues(outcomeRefused, kindInternal.reason, kindInternal.code.String())
 	reg.MustRegister(m.requests, m.duration, m.steps, m.lifetime,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "requests_in_flight", Help: "Requests that have arrived and are not answered yet.",

@@ -35,20 +35,21 @@ import (
 // another, such as the owner of a repository.
 type OIDCConfig struct {
 	// Issuer is its URL, exactly as its tokens have it in iss. Its keys are found at
-	// <issuer>/.well-known/openid-configuration.
+	// <issuer>/.well-known/openid-configuration. Required.
 	Issuer string `json:"issuer"`
-	// Audiences of which a token must have at least one. There is no default: a token that was made for somebody else must
-	// not be good here.
+	// Audiences of which a token must have at least one, since one that was made for somebody else must not be good here.
+	// Required.
 	Audiences []string `json:"audiences"`
 	// CAFile is a PEM file with the CAs of the issuer's own certificate, read whenever the keys are. Default those of the
 	// system.
 	CAFile string `json:"caFile,omitempty"`
 	// Match says how claims must look, all of them: by their name, or by a JSON pointer such as /kubernetes.io/namespace,
 	// the whole text. In it {name} stands for one DNS label, everything else for itself. A claim that is no text never
-	// matches.
+	// matches. Required.
 	Match map[string]string `json:"match"`
-	// Namespace and ServiceAccount are those of the identity; {name} is what Match captured.
-	Namespace      string `json:"namespace"`
+	// Namespace of the identity; {name} in it is what stood there in the claim. Required.
+	Namespace string `json:"namespace"`
+	// ServiceAccount of the identity; {name} in it is what stood there in the claim. Required.
 	ServiceAccount string `json:"serviceAccount"`
 }
 

@@ -293,12 +293,12 @@ func answering(body string) *http.HandlerFunc {
 }
 
 func (p *provider) says(discovery map[string]any) {
-	text, _ := json.Marshal(discovery) //nolint:errchkjson // a map of texts
+	text, _ := json.Marshal(discovery) // a map of texts
 	p.discovery.Store(answering(string(text)))
 }
 
 func (p *provider) has(keys ...jose.JSONWebKey) {
-	text, _ := json.Marshal(jose.JSONWebKeySet{Keys: keys}) //nolint:errchkjson // public keys
+	text, _ := json.Marshal(jose.JSONWebKeySet{Keys: keys}) // public keys
 	p.jwks.Store(answering(string(text)))
 }
 
@@ -476,7 +476,7 @@ func FuzzOIDCToken(f *testing.F) {
 			require.Equal(t, "ci", caller.Namespace)
 			require.True(t, isServiceAccount("ci", caller.ServiceAccount))
 			require.Empty(t, caller.PodUID+caller.ServiceAccountUID+caller.Cluster)
-			require.False(t, strings.Contains(caller.CredentialID, "acme"))
+			require.NotContains(t, caller.CredentialID, "acme")
 		}
 	})
 }

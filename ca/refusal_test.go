@@ -9,7 +9,6 @@ import (
 	"go/parser"
 	"go/token"
 	"log/slog"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -51,7 +50,7 @@ func TestR46_R47_Codes(t *testing.T) {
 	for k, code := range allKinds {
 		assert.Equal(t, code, k.code, k.reason)
 		assert.NotEmpty(t, k.text)
-		assert.Regexp(t, regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`), k.reason)
+		assert.Regexp(t, `^[a-z]+(_[a-z]+)*$`, k.reason)
 		assert.False(t, reasons[k.reason], "two kinds have reason %s", k.reason)
 		reasons[k.reason] = true
 	}

@@ -2,7 +2,6 @@ package ca
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"testing"
 
@@ -40,7 +39,7 @@ func TestR18_Clusters(t *testing.T) {
 		Nodes:          NodesConfig{Accounts: []string{"istio-system/ztunnel"}},
 	}
 	reg := prometheus.NewRegistry()
-	r, err := NewRemotes(cfg, &rest.Config{Host: "https://east"}, func(clusters.Refused) {}, slog.New(slog.NewTextHandler(io.Discard, nil)), reg)
+	r, err := NewRemotes(cfg, &rest.Config{Host: "https://east"}, func(clusters.Refused) {}, slog.New(slog.DiscardHandler), reg)
 	require.NoError(t, err)
 	local := NewReviewer(cfg, nil, reg)
 

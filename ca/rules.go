@@ -18,7 +18,7 @@ import (
 // What the issuer signs must lead to an anchor that everybody knows already: name it in roots first, and wait until it is
 // distributed. Fallback issuers don't stand in for it.
 type Rule struct {
-	// CertSigner is the name that a request asks for. Where it is empty, the rule is for requests that ask for none.
+	// CertSigner is the name that a request asks for. Default none: the rule is for requests that ask for none.
 	CertSigner string `json:"certSigner,omitempty"`
 	// Namespaces of the identities that it is for. Default all.
 	Namespaces []string `json:"namespaces,omitempty"`

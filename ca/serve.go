@@ -116,7 +116,7 @@ func (e *Endpoint) grpcServer() *grpc.Server {
 	}
 	return grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(&tls.Config{
-			MinVersion:     tls.VersionTLS12,
+			MinVersion:     max(tls.VersionTLS12, e.server.cfg.MinTLS),
 			NextProtos:     []string{"h2"}, // R1
 			GetCertificate: e.certificate,
 			ClientAuth:     clients,
@@ -132,7 +132,6 @@ func (e *Endpoint) grpcServer() *grpc.Server {
 		grpc.MaxConcurrentStreams(64),
 		grpc.StaticStreamWindowSize(64<<10), // windows that grow would let one caller send megabytes ahead
 		grpc.StaticConnWindowSize(256<<10),
-		grpc.SharedWriteBuffer(true), // most connections are idle most of the time
 		grpc.InTapHandle(e.bound),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		// R10: both kinds of clients ping every 30s while a request is pending.

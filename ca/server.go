@@ -396,6 +396,7 @@ func (s *Server) finish(x *exchange, err error) error {
 	if outcome == outcomeIssued {
 		text = "certificate not delivered"
 	}
+	//nolint:sloglint // the message is one of two constants
 	s.log.Log(context.Background(), level, text, append(x.facts(), "reason", r.reason, "code", r.code.String(),
 		"err", r.cause, "unlogged_before", s.muted.Swap(0))...)
 	return r

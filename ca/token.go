@@ -160,7 +160,7 @@ func (r *Reviewer) Authenticate(ctx context.Context, c Credentials) (*Caller, er
 	r.mu.Lock()
 	// The caches are read under the lock: a flight fills them before it leaves, so that a token never has
 	// two reviews of its own.
-	if caller, err, known := r.known(key); known {
+	if caller, known, err := r.known(key); known {
 		r.mu.Unlock()
 		return caller, err
 	}
@@ -206,16 +206,16 @@ func (r *Reviewer) concerned(c Credentials) error {
 }
 
 // known is what the caches say of a token.
-func (r *Reviewer) known(key tokenKey) (caller *Caller, err error, known bool) {
+func (r *Reviewer) known(key tokenKey) (caller *Caller, known bool, err error) {
 	if caller, ok := r.accepted.Get(key); ok {
 		r.metrics.cache.WithLabelValues("accepted").Inc()
-		return caller.(*Caller), nil, true
+		return caller.(*Caller), true, nil
 	}
 	if err, ok := r.rejected.Get(key); ok {
 		r.metrics.cache.WithLabelValues("rejected").Inc()
-		return nil, err.(error), true
+		return nil, true, err.(error)
 	}
-	return nil, nil, false
+	return nil, false, nil
 }
 
 func (r *Reviewer) key(token string) tokenKey {

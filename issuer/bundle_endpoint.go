@@ -34,15 +34,18 @@ import (
 type BundleEndpointConfig struct {
 	// Listen is its address, such as :8444. Optional: without it nothing is served.
 	Listen string `json:"listen,omitempty"`
-	// CertFile and KeyFile are PEM files with the endpoint's certificate, with its intermediates behind it,
-	// and its key. They are read again when they change. Optional: without them Signet's own serving
+	// CertFile is a PEM file with the endpoint's certificate, with its intermediates behind it, and KeyFile one
+	// with its key. They are read again when they change. Optional: without them Signet's own serving
 	// certificate is used, which only those trust who trust the mesh already.
 	CertFile string `json:"certFile,omitempty"`
-	// KeyFile goes with CertFile.
+	// KeyFile goes with CertFile. Optional.
 	KeyFile string `json:"keyFile,omitempty"`
 	// RefreshHint is how often others should ask again. A new root should be published three to five times
 	// as long before it is used. Default 5m.
 	RefreshHint setting.Duration `json:"refreshHint,omitempty"`
+
+	// MinTLS is the lowest version of TLS, 1.2 at least.
+	MinTLS uint16 `json:"-"`
 }
 
 // Validate reports what is wrong with c.
@@ -112,7 +115,7 @@ func (e *BundleEndpoint) Start(ctx context.Context) error {
 		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(e.log.Handler(), slog.LevelDebug), // handshakes of strangers
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: e.certificate},
+		TLSConfig:         &tls.Config{MinVersion: max(tls.VersionTLS12, e.cfg.MinTLS), GetCertificate: e.certificate},
 	}
 	var group errgroup.Group
 	serving, stop := context.WithCancel(ctx)

@@ -188,8 +188,11 @@ func wholeCRL(der []byte) error {
 	if !rest.ReadASN1(&list, cryptobyteasn1.SEQUENCE) {
 		return errors.New("it is no CRL in DER")
 	}
-	if !list.SkipASN1(cryptobyteasn1.SEQUENCE) || !list.SkipASN1(cryptobyteasn1.SEQUENCE) || !list.SkipASN1(cryptobyteasn1.BIT_STRING) {
-		return errors.New("it is no CRL in DER")
+	// What is signed, the algorithm, the signature.
+	for _, part := range []cryptobyteasn1.Tag{cryptobyteasn1.SEQUENCE, cryptobyteasn1.SEQUENCE, cryptobyteasn1.BIT_STRING} {
+		if !list.SkipASN1(part) {
+			return errors.New("it is no CRL in DER")
+		}
 	}
 	if !rest.Empty() || !list.Empty() {
 		return errors.New("there are bytes behind it that nobody signed")

@@ -84,8 +84,8 @@ func readiness(t *testing.T, crls *CRLs) string {
 func TestR57_CRLsAreCompleteOrWithdrawn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
-		root, below := newAuthority(t, "root", now, nil), (*authority)(nil)
-		below = root.intermediate(t, "below")
+		root := newAuthority(t, "root", now, nil)
+		below := root.intermediate(t, "below")
 		var cas atomic.Pointer[[]*x509.Certificate]
 		set := func(all ...*authority) { list := certs(all...); cas.Store(&list) }
 		set()

@@ -94,7 +94,7 @@ func TestClassify(t *testing.T) {
 
 func TestForeignManager(t *testing.T) {
 	entry := func(manager string, operation metav1.ManagedFieldsOperationType, at int64, fields string) metav1.ManagedFieldsEntry {
-		return metav1.ManagedFieldsEntry{Manager: manager, Operation: operation, Time: &metav1.Time{Time: time.Unix(at, 0)}, FieldsV1: &metav1.FieldsV1{Raw: []byte(fields)}}
+		return metav1.ManagedFieldsEntry{Manager: manager, Operation: operation, Time: &metav1.Time{Time: time.Unix(at, 0)}, FieldsV1: metav1.NewFieldsV1(fields)}
 	}
 	const data = `{"f:data":{".":{},"f:root-cert.pem":{}}}`
 	paths := [][]string{{"f:data", "f:root-cert.pem"}, {"f:metadata", "f:labels", "f:istio.io/config"}}
@@ -459,8 +459,8 @@ func TestStrikes(t *testing.T) {
 			term.shown("a", evil)
 			return time.Until(p.due())
 		}
-		for _, want := range []time.Duration{0, 0, 0, 1, 2, 4, 8} {
-			assert.Equal(t, want*time.Second, max(0, round()))
+		for _, want := range []time.Duration{0, 0, 0, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second} {
+			assert.Equal(t, want, max(0, round()))
 			time.Sleep(time.Until(p.due()))
 		}
 		assert.Equal(t, "other", p.writer)

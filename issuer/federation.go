@@ -19,7 +19,7 @@ import (
 	"github.com/signet-ca/signet/setting"
 )
 
-// FederatedConfig is another trust domain whose workloads the mesh trusts. Its anchors go into every
+// FederatedConfig is another trust domain whose workloads the mesh trusts. The anchors go into every
 // answer and every bundle beside our own (R56), because Istio's proxies know no others.
 //
 // They hold names and anchors apart: whoever can sign under a federated anchor can make a certificate
@@ -31,14 +31,14 @@ type FederatedConfig struct {
 	TrustDomain string `json:"trustDomain"`
 	// EndpointURL is where it publishes its SPIFFE bundle, beginning with https://. The bundle is fetched
 	// as often as its refresh hint says, but not more often than once a minute and at least once an hour;
-	// every five minutes where it has no hint. At most three redirects are followed, to https:// only.
+	// every five minutes where it has no hint. At most three redirects are followed, to https:// only. Optional.
 	EndpointURL string `json:"endpointURL,omitempty"`
 	// Profile is how the endpoint is authenticated. Default https_web, by its host name, and the only one.
 	Profile string `json:"profile,omitempty"`
 	// CAFile is a PEM file with the CAs that the endpoint's certificate is verified with. It is read for
 	// each fetch. Default: those of the system.
 	CAFile string `json:"caFile,omitempty"`
-	// File has the bundle instead, as PEM or as SPIFFE bundle JSON. A change takes effect within seconds.
+	// File has the bundle instead, as PEM or as SPIFFE bundle JSON. A change takes effect within seconds. Optional.
 	File string `json:"file,omitempty"`
 }
 

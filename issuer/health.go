@@ -3,6 +3,7 @@ package issuer
 import (
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -75,16 +76,11 @@ func (h *Health) Failed(ref Ref, who string, cause error, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := h.of(ref)
-	kept := r.failures[:0]
-	for _, f := range r.failures {
-		if now.Sub(f.at) < failureMemory {
-			kept = append(kept, f)
-		}
+	r.failures = slices.DeleteFunc(r.failures, func(f failure) bool { return now.Sub(f.at) >= failureMemory })
+	if len(r.failures) > 100 {
+		r.failures = r.failures[1:]
 	}
-	if len(kept) > 100 {
-		kept = kept[1:]
-	}
-	r.failures = append(kept, failure{now, who})
+	r.failures = append(r.failures, failure{now, who})
 	identities := make(map[string]bool)
 	for _, f := range r.failures {
 		identities[f.who] = true

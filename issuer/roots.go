@@ -17,7 +17,7 @@ import (
 // the rollover: an anchor that a source doesn't name any more leaves only when no leaf needs it.
 type RootsConfig struct {
 	// File is the path of a PEM file with the anchors, usually a mounted ConfigMap or Secret.
-	// Recommended, because nobody who can influence the issuer can change it.
+	// Recommended, because nobody who can influence the issuer can change it. Optional.
 	File string `json:"file,omitempty"`
 	// Secret is a Secret in Signet's namespace that holds the anchors as PEM; its key is ca.crt by default.
 	Secret *ObjectKey `json:"secret,omitempty"`
@@ -27,17 +27,17 @@ type RootsConfig struct {
 	// FromIssuer trusts the self-signed CA certificate that the first answer of each configured issuer names, and
 	// keeps it in the ConfigMap signet-trust-anchors in Signet's namespace, which every replica and
 	// every later start reads instead of asking again. Whoever controls the issuer at that moment
-	// controls the mesh's trust: pin the anchors where you can.
+	// controls the mesh's trust: pin the anchors where you can. Default false.
 	FromIssuer bool `json:"fromIssuer,omitempty"`
-	// Federated are other trust domains whose anchors answers carry too, so that peers there are known (R56).
+	// Federated are other trust domains whose workloads the mesh trusts. Optional.
 	Federated []FederatedConfig `json:"federated,omitempty"`
 }
 
 // ObjectKey names one value of a Secret or a ConfigMap in Signet's namespace.
 type ObjectKey struct {
-	// Name of the object.
+	// Name of the object. Required.
 	Name string `json:"name"`
-	// Key within the object. The default is said where the object is named.
+	// Key within the object. Default as said where the object is named.
 	Key string `json:"key,omitempty"`
 }
 

@@ -12,7 +12,7 @@ import (
 // RuntimeConfig names the ConfigMap that says, while Signet runs, which issuer signs. It has the keys that
 // istio-csr reads: issuer-name, issuer-kind (default Issuer) and issuer-group (default cert-manager.io).
 type RuntimeConfig struct {
-	// Name of the ConfigMap. Empty for none.
+	// Name of the ConfigMap. Default none.
 	Name string `json:"name,omitempty"`
 	// Namespace of the ConfigMap. Default Signet's own.
 	Namespace string `json:"namespace,omitempty"`

@@ -61,7 +61,7 @@ func (f *fileText) read() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // it was only read
 	content, err := io.ReadAll(io.LimitReader(file, int64(f.most)+1))
 	if err != nil {
 		return nil, err

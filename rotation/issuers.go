@@ -32,7 +32,7 @@ type IssuersConfig struct {
 	// the static issuer.
 	Runtime issuer.RuntimeConfig `json:"runtime,omitempty"`
 	// Fallback are issuers that sign while the one above them isn't ready, or fails several identities; the
-	// first that can. An issuer whose root isn't distributed is passed over.
+	// first that can. An issuer whose root isn't distributed is passed over. Optional.
 	Fallback []issuer.Ref `json:"fallback,omitempty"`
 }
 
@@ -101,7 +101,7 @@ func NewIssuers(static issuer.Ref, cfg IssuersConfig, firstUse bool, namespace s
 	for n, ref := range i.cfg.Fallback {
 		i.cfg.Fallback[n] = ref.WithDefaults()
 	}
-	reg.MustRegister(i.switches, i.probes, newIssuerStates(i))
+	reg.MustRegister(i.switches, i.probes, newIssuerStates(i), newWantedState(i))
 	return i
 }
 
@@ -186,7 +186,7 @@ func (i *Issuers) decide(ctx context.Context, snapshot *issuer.Snapshot, running
 		}
 		ref = choose(ref, candidates)
 	}
-	i.tell(candidates, now)
+	i.tell(candidates)
 	defer func() { i.chosen.Store(i.chosen.Load() || snapshot.Rollover != nil) }()
 	for _, c := range candidates {
 		if pause, ask := c.probePause(c.Ref == ref, snapshot.Anchors.Empty(), i.firstUse); ask {
@@ -398,7 +398,7 @@ func (i *Issuers) ask(ctx context.Context, ref issuer.Ref) error {
 }
 
 // tell keeps the candidates for readiness and metrics, and says what has changed.
-func (i *Issuers) tell(candidates []candidate, now time.Time) {
+func (i *Issuers) tell(candidates []candidate) {
 	i.mu.Lock()
 	before := i.candidates
 	i.candidates = candidates
@@ -546,6 +546,27 @@ func newIssuerStates(i *Issuers) prometheus.Collector {
 		}
 		for _, state := range issuerStates {
 			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(counts[state]), state)
+		}
+	}}
+}
+
+// newWantedState is a metric that says how it is with the wanted issuer, when it is scraped.
+func newWantedState(i *Issuers) prometheus.Collector {
+	desc := prometheus.NewDesc("issuer_wanted", "1 for the state of the issuer that should sign, else 0: in_force, able, not_ready, circuit_open, held, unknown. Unless it is in force, another one signs, or none.", []string{"state"}, nil)
+	return collector{desc, func(out chan<- prometheus.Metric) {
+		i.mu.Lock()
+		candidates := i.candidates
+		i.mu.Unlock()
+		var is string
+		if len(candidates) > 0 {
+			is = i.stateOf(candidates[0], i.issuers.Current().Ref)
+		}
+		for _, state := range issuerStates {
+			value := 0.0
+			if state == is {
+				value = 1
+			}
+			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, state)
 		}
 	}}
 }

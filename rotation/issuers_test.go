@@ -665,6 +665,28 @@ func TestIssuersMetric(t *testing.T) {
 	assert.Equal(t, map[string]float64{"in_force": 1, "able": 2, "not_ready": 1, "circuit_open": 1, "held": 1, "unknown": 1}, got)
 }
 
+// TestIssuerWantedMetric: it is about the first candidate, whichever is in force.
+func TestIssuerWantedMetric(t *testing.T) {
+	for _, row := range []struct{ wanted, want string }{{"able", "able"}, {"missing", "not_ready"}, {"open", "circuit_open"}, {"held", "held"}, {"unasked", "unknown"}, {"", ""}} {
+		registry := prometheus.NewPedanticRegistry()
+		i := &Issuers{issuers: issuer.NewStore(refOf("b"))}
+		registry.MustRegister(newWantedState(i))
+		if row.wanted != "" {
+			i.candidates = []candidate{candidateIn("a", row.wanted), candidateIn("b", "able")}
+		}
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		require.Len(t, families[0].GetMetric(), len(issuerStates))
+		got := ""
+		for _, m := range families[0].GetMetric() {
+			if m.GetGauge().GetValue() != 0 {
+				got += m.GetLabel()[0].GetValue()
+			}
+		}
+		assert.Equal(t, row.want, got, row.wanted)
+	}
+}
+
 func TestIssuersConfigValidate(t *testing.T) {
 	for _, row := range []struct {
 		cfg  IssuersConfig

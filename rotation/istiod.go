@@ -47,7 +47,7 @@ import (
 type IstiodConfig struct {
 	// Enabled makes Signet write the Certificate. Default false.
 	Enabled bool `json:"enabled,omitempty"`
-	// Namespace is istiod's. An issuer of kind Issuer must be there. Default istio-system.
+	// Namespace that istiod runs in. An issuer of kind Issuer must be there. Default istio-system.
 	Namespace string `json:"namespace,omitempty"`
 	// Name of the Certificate. Default istiod-dynamic.
 	Name string `json:"name,omitempty"`
@@ -67,7 +67,7 @@ type IstiodConfig struct {
 	// Key is the kind of key: ECDSA-P256, ECDSA-P384, RSA-2048, RSA-3072 or RSA-4096. Default RSA-2048,
 	// as that of a certificate that istiod's own CA makes. Each certificate gets a key of its own.
 	Key string `json:"key,omitempty"`
-	// DNSNames are further names, such as those in ISTIOD_CUSTOM_HOST.
+	// DNSNames are further names, such as those in ISTIOD_CUSTOM_HOST. Optional.
 	DNSNames []string `json:"dnsNames,omitempty"`
 	// Annotations of the Certificate, for approvers and other tools. Optional.
 	Annotations map[string]string `json:"annotations,omitempty"`

@@ -60,7 +60,7 @@ func NewRollover(trust *Trust, issuers *Issuers, replicas *Replicas, carriers Ca
 			Name: "rollover_transitions_total", Help: "Changes of a trust anchor's phase made by this replica, by the phase that began: published, distributed, signing, retiring, retired.",
 		}, []string{"phase"}),
 	}
-	reg.MustRegister(r.moves, newAnchorPhases(trust.issuers))
+	reg.MustRegister(r.moves, newAnchorPhases(trust.issuers), newAnchorsHeldUp(trust.issuers))
 	return r
 }
 
@@ -243,7 +243,7 @@ func (r *Rollover) tell(old, next *issuer.Rollover, transitions []issuer.Transit
 		}
 		r.moves.WithLabelValues(phase).Inc()
 		subject := t.Anchor.Certificate.Subject.String()
-		r.log.Info("trust anchor "+phase, "subject", subject, "sha256", t.Anchor.ID(), "before", t.From, "why", t.Reason)
+		r.log.Info("trust anchor has moved on", "phase", phase, "subject", subject, "sha256", t.Anchor.ID(), "before", t.From, "why", t.Reason)
 		r.events.Eventf(about, nil, corev1.EventTypeNormal, "Anchor"+strings.ToUpper(phase[:1])+phase[1:], "Rollover", "anchor %q (SHA-256 %.16s…) is %s: %s", subject, t.Anchor.ID(), phase, t.Reason)
 		if t.To == issuer.Distributed && t.From == issuer.Published {
 			r.events.Eventf(about, nil, corev1.EventTypeNormal, "RestartsDue", "Rollover", "%s", restartsDue(subject))
@@ -296,5 +296,25 @@ func newAnchorPhases(issuers *issuer.Store) prometheus.Collector {
 		for _, phase := range []issuer.Phase{issuer.Published, issuer.Distributed, issuer.Signing, issuer.Retiring} {
 			out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(counts[phase]), string(phase))
 		}
+	}}
+}
+
+// newAnchorsHeldUp counts the anchors that don't get on although their time has come.
+func newAnchorsHeldUp(issuers *issuer.Store) prometheus.Collector {
+	desc := prometheus.NewDesc("rollover_anchors_held_up", "Trust anchors that don't get on, by phase: published ones that replicas or namespaces don't carry yet, and retiring ones whose time is over and that something still needs.", []string{"phase"}, nil)
+	return collector{desc, func(out chan<- prometheus.Metric) {
+		now, published, retiring := time.Now(), 0, 0
+		if r := issuers.Current().Rollover; r != nil {
+			for _, a := range r.Anchors {
+				switch {
+				case a.Phase == issuer.Published && a.Until.IsZero() && a.Waits != "":
+					published++
+				case a.Phase == issuer.Retiring && now.After(a.Until):
+					retiring++
+				}
+			}
+		}
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(published), string(issuer.Published))
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(retiring), string(issuer.Retiring))
 	}}
 }

@@ -1,6 +1,7 @@
 package rotation
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -34,9 +35,9 @@ type ServingConfig struct {
 	// ClusterDomain is the DNS domain of the cluster. Default cluster.local.
 	ClusterDomain string `json:"clusterDomain,omitempty"`
 	// DNSNames are further names, such as istiod.istio-system.svc, which Istio's agent verifies when it
-	// is told to connect to localhost (R4).
+	// is told to connect to localhost (R4). Optional.
 	DNSNames []string `json:"dnsNames,omitempty"`
-	// IPAddresses are further addresses, for clients that connect to one.
+	// IPAddresses are further addresses, for clients that connect to one. Optional.
 	IPAddresses []string `json:"ipAddresses,omitempty"`
 	// Lifetime that is asked for. Default 24h. The certificate is renewed at two thirds of what the
 	// issuer gives.
@@ -44,7 +45,15 @@ type ServingConfig struct {
 	// Key is the kind of key: ECDSA-P256, ECDSA-P384, RSA-2048, RSA-3072 or RSA-4096. Default
 	// ECDSA-P256. Each certificate gets a key of its own, which never leaves the process.
 	Key string `json:"key,omitempty"`
+	// MinTLSVersion is the lowest version of TLS that all endpoints speak, 1.2 or 1.3. Agents with
+	// COMPLIANCE_POLICY=fips-140-2 speak 1.2 only. Default 1.2.
+	MinTLSVersion string `json:"minTLSVersion,omitempty"`
 }
+
+// MinTLS is the number of the lowest version, as crypto/tls has it.
+func (c ServingConfig) MinTLS() uint16 { return tlsVersions[cmp.Or(c.MinTLSVersion, "1.2")] }
+
+var tlsVersions = map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13}
 
 var servingKeys = map[string]func() (crypto.Signer, error){
 	"ECDSA-P256": func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) },
@@ -73,6 +82,9 @@ func (c ServingConfig) Validate(p setting.Problems) {
 		}
 	}
 	p.Duration("lifetime", c.Lifetime, 10*time.Second, 10*365*24*time.Hour)
+	if c.MinTLS() == 0 {
+		p.Addf("minTLSVersion", "%q is no version of TLS to begin with; it must be 1.2 or 1.3, in quotes", c.MinTLSVersion)
+	}
 	if _, ok := servingKeys[c.key()]; !ok {
 		p.Addf("key", "%q is no kind of key; they are ECDSA-P256, ECDSA-P384, RSA-2048, RSA-3072, RSA-4096", c.Key)
 	}

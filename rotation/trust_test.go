@@ -108,6 +108,40 @@ func TestTrustSaysWhatIsWaitedFor(t *testing.T) {
 	text, err := trust.Ready(time.Now())
 	require.NoError(t, err)
 	assert.Contains(t, text, "is published and waits for one of us")
+	assert.Equal(t, map[string]float64{"published": 1, "retiring": 0}, heldUp(t, store))
+}
+
+// heldUp is the metric of anchors that don't get on, by phase.
+func heldUp(t *testing.T, store *issuer.Store) map[string]float64 {
+	t.Helper()
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(newAnchorsHeldUp(store))
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	found := make(map[string]float64)
+	for _, m := range families[0].GetMetric() {
+		found[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+	}
+	return found
+}
+
+// TestAnchorsHeldUp: time that has yet to pass holds nothing up.
+func TestAnchorsHeldUp(t *testing.T) {
+	store := issuer.NewStore(issuer.Ref{})
+	none := map[string]float64{"published": 0, "retiring": 0}
+	assert.Equal(t, none, heldUp(t, store))
+	past, future := time.Now().Add(-time.Minute), time.Now().Add(time.Hour)
+	store.Update(func(s *issuer.Snapshot) {
+		s.Rollover = &issuer.Rollover{Anchors: []issuer.Anchor{
+			{Phase: issuer.Published}, {Phase: issuer.Published, Until: future}, {Phase: issuer.Published, Until: past},
+			{Phase: issuer.Retiring, Until: future}, {Phase: issuer.Signing, Until: past}, {Phase: issuer.Distributed, Until: past},
+		}}
+	})
+	assert.Equal(t, none, heldUp(t, store))
+	store.Update(func(s *issuer.Snapshot) {
+		s.Rollover = &issuer.Rollover{Anchors: []issuer.Anchor{{Phase: issuer.Retiring, Until: past}, {Phase: issuer.Published, Waits: "a namespace"}}}
+	})
+	assert.Equal(t, map[string]float64{"published": 1, "retiring": 1}, heldUp(t, store))
 }
 
 func TestTakeBack(t *testing.T) {

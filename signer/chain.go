@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -150,7 +151,7 @@ func choosePath(paths [][]*x509.Certificate, usages Usages) ([]*x509.Certificate
 
 func checkPath(path []*x509.Certificate, usages Usages) error {
 	if len(path) < 2 {
-		return fmt.Errorf("the leaf itself is a trust anchor")
+		return errors.New("the leaf itself is a trust anchor")
 	}
 	_, extended := usages.bits()
 	for _, ca := range path[1:] {
@@ -181,11 +182,11 @@ func checkLeaf(leaf *x509.Certificate, req *Request) error {
 		return fmt.Errorf("the leaf is an X.509 v%d certificate", leaf.Version)
 	}
 	if !equalKeys(leaf.PublicKey, req.CSR.PublicKey) {
-		return fmt.Errorf("the leaf certifies another key than the request's")
+		return errors.New("the leaf certifies another key than the request's")
 	}
 	// X509-SVID §4.1, RFC 5280 §4.2.1.9.
 	if leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
-		return fmt.Errorf("the leaf is a CA certificate")
+		return errors.New("the leaf is a CA certificate")
 	}
 	names, err := NamesIn(leaf.Extensions)
 	if err != nil {

@@ -286,9 +286,9 @@ func TestVerifyChainRefuses(t *testing.T) {
 			a.middle = newAuthority(a.t, "middle", a.root, nil)
 		}, "its issuer only until 2030-01-01T00:10:00Z"},
 		{"signed by somebody of the same name", func(a *answer) {
-			real := a.middle
+			other := a.middle
 			a.middle = newAuthority(a.t, "middle", newAuthority(a.t, "root", nil, nil), nil)
-			a.certs = func(leaf *x509.Certificate) []*x509.Certificate { return []*x509.Certificate{leaf, real.cert} }
+			a.certs = func(leaf *x509.Certificate) []*x509.Certificate { return []*x509.Certificate{leaf, other.cert} }
 		}, "the chain doesn't lead to a trust anchor in force"},
 		// R42, the text
 		{"garbage", func(a *answer) { a.text = func(string) string { return "garbage" } }, "PEM: text outside of blocks"},

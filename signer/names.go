@@ -1,7 +1,6 @@
 package signer
 
 import (
-	"bytes"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
@@ -134,7 +133,7 @@ func (n Names) String() string {
 }
 
 func newNames(names []string) Names {
-	slices.SortFunc(names, func(a, b string) int { return bytes.Compare([]byte(a), []byte(b)) })
+	slices.Sort(names)
 	return Names{names: names}
 }
 

@@ -35,6 +35,9 @@ const (
 // gave it, because approver policies rely on it.
 const IdentitiesAnnotation = "istio.cert-manager.io/identities"
 
+// ownAnnotations is how the names of our other annotations begin.
+const ownAnnotations = "signet.dev/"
+
 // ReplicaAnnotation holds the name of the replica that made the CertificateRequest.
 const ReplicaAnnotation = "signet.dev/replica"
 

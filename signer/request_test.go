@@ -3,7 +3,6 @@ package signer
 import (
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"regexp"
 	"testing"
 	"time"
 
@@ -20,7 +19,7 @@ func TestRequestName(t *testing.T) {
 	key := newKey(t)
 	req := newRequest(t, key)
 	name := req.name(mesh, 1)
-	assert.Regexp(t, regexp.MustCompile(`^signet-[0-9a-f]{40}-1$`), name)
+	assert.Regexp(t, `^signet-[0-9a-f]{40}-1$`, name)
 	bob := IdentityNames(spiffeid.RequireFromString("spiffe://cluster.local/ns/foo/sa/bob"))
 
 	for what, change := range map[string]func(r *Request, ref *issuer.Ref, attempt *int){

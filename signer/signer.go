@@ -22,7 +22,9 @@ import (
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
 	"github.com/prometheus/client_golang/prometheus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	apivalidation "k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -52,6 +54,9 @@ type Config struct {
 	// Usages of workload certificates. Default digital signature, key encipherment, client auth,
 	// server auth; policies written for istio-csr may allow only the last two.
 	Usages Usages `json:"usages,omitempty"`
+	// Annotations are put on every CertificateRequest beside Signet's own, such as for approvers. Signet's own can't be set:
+	// istio.cert-manager.io/identities, and those that begin with signet.dev/. Optional.
+	Annotations map[string]string `json:"annotations,omitempty"`
 	// Sweep is how finished CertificateRequests are deleted.
 	Sweep SweepConfig `json:"sweep,omitempty"`
 }
@@ -60,6 +65,14 @@ type Config struct {
 func (c Config) Validate(p setting.Problems) {
 	p.Duration("timeout", c.Timeout, time.Second, 2*time.Minute)
 	c.Usages.Validate(p.At("usages"))
+	for _, problem := range apivalidation.ValidateAnnotations(c.Annotations, field.NewPath("annotations")) {
+		p.Addf("annotations", "%s", problem.ErrorBody())
+	}
+	for name := range c.Annotations {
+		if name == IdentitiesAnnotation || strings.HasPrefix(name, ownAnnotations) {
+			p.Addf("annotations", "%q is one of those that Signet sets itself; it must go", name)
+		}
+	}
 	c.Sweep.Validate(p.At("sweep"))
 }
 
@@ -251,6 +264,9 @@ const (
 // attempt makes one CertificateRequest, or meets the one that is there, and waits for its end.
 func (s *Signer) attempt(ctx context.Context, req *Request, ref issuer.Ref, snapshot *issuer.Snapshot, attempt int, lifetime time.Duration) (*Chain, error) {
 	want := req.certificateRequest(s.cluster.Namespace, ref, attempt, lifetime)
+	for name, value := range s.cfg.Annotations { // none of them is ours
+		metav1.SetMetaDataAnnotation(&want.ObjectMeta, name, value)
+	}
 	if s.cluster.Replica != "" {
 		metav1.SetMetaDataAnnotation(&want.ObjectMeta, ReplicaAnnotation, s.cluster.Replica)
 	}

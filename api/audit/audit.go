@@ -31,7 +31,7 @@ import (
 type Config struct {
 	// Output is stdout, or the absolute path of a file, which is made where it isn't there (its directory isn't) and
 	// appended to. A file that was renamed or deleted is made anew before the next line, so that rotation needs no
-	// signal; copying and truncating it works too. Default "", for no stream.
+	// signal; copying and truncating it works too. Default none, for no stream.
 	Output string `json:"output,omitempty"`
 	// MaxFileMiB is how large the file becomes, in MiB, before Signet itself renames it to one that ends in .1, in
 	// place of the one before. Default 0, for rotation by somebody else; at least 16.

@@ -348,7 +348,7 @@ func sourceOf(o Origin) string {
 }
 
 // text makes s one that CloudEvents takes as an attribute (§3.1, String), and every database as a text: valid UTF-8
-// without control characters and noncharacters, at most most bytes long.
+// without control characters and noncharacters, of at most so many bytes.
 func text(s string, most int) string {
 	if len(s) <= most && ordinary(s) {
 		return s

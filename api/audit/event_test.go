@@ -114,12 +114,12 @@ func TestManual(t *testing.T) {
 // fieldsOf are the names of the fields in JSON; those within the results of a probe are mapped with them.
 func fieldsOf(of reflect.Type, prefix string) []string {
 	var names []string
-	for i := range of.NumField() {
-		name, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+	for field := range of.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 		if name == "-" {
 			continue
 		}
-		if inner := of.Field(i).Type; inner.Kind() == reflect.Struct && inner != reflect.TypeFor[time.Time]() {
+		if inner := field.Type; inner.Kind() == reflect.Struct && inner != reflect.TypeFor[time.Time]() {
 			names = append(names, fieldsOf(inner, name+".")...)
 		} else {
 			names = append(names, prefix+name)
@@ -140,9 +140,9 @@ func fill(value reflect.Value, text string) {
 	case reflect.String:
 		value.SetString(text)
 	case reflect.Struct:
-		for i := range value.NumField() {
-			if value.Field(i).CanSet() {
-				fill(value.Field(i), text)
+		for _, field := range value.Fields() {
+			if field.CanSet() {
+				fill(field, text)
 			}
 		}
 	case reflect.Slice:

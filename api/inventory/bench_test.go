@@ -2,7 +2,6 @@ package inventory
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -39,7 +38,7 @@ func benchRig(b *testing.B, perService int) (r *rig, pods []*corev1.Pod, bytesPe
 	r = &rig{t: b, records: &memory{}, registry: prometheus.NewRegistry()}
 	var err error
 	r.Inventory, err = New(Config{TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"), Cluster: "Kubernetes"}, r.records, TrustSources{},
-		slog.New(slog.NewTextHandler(io.Discard, nil)), r.registry)
+		slog.New(slog.DiscardHandler), r.registry)
 	require.NoError(b, err)
 	r.sync()
 	pods = make([]*corev1.Pod, benchPods)

@@ -195,11 +195,11 @@ func (w *world) compare(t *testing.T, r *rig) {
 			}
 		}
 	}
-	require.Equal(t, len(fresh.index.leaves), len(r.index.leaves))
-	require.Equal(t, len(fresh.index.accounts), len(r.index.accounts))
-	require.Equal(t, len(fresh.index.naming), len(r.index.naming))
-	require.Equal(t, len(fresh.index.placed), len(r.index.placed))
-	require.Equal(t, len(fresh.index.namespaces), len(r.index.namespaces))
+	require.Len(t, r.index.leaves, len(fresh.index.leaves))
+	require.Len(t, r.index.accounts, len(fresh.index.accounts))
+	require.Len(t, r.index.naming, len(fresh.index.naming))
+	require.Len(t, r.index.placed, len(fresh.index.placed))
+	require.Len(t, r.index.namespaces, len(fresh.index.namespaces))
 }
 
 // TestEverybodyAtOnce: events, issuances and questions at the same time; the race detector looks on.

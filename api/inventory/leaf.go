@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -91,7 +92,7 @@ func newLeaf(c *api.Certificate) (*leaf, error) {
 	}
 	l.serial = serial
 	if c.NotAfter.IsZero() || c.NotBefore.IsZero() {
-		return nil, fmt.Errorf("its validity is missing")
+		return nil, errors.New("its validity is missing")
 	}
 	if !slices.Equal(c.SANs, []string{uriSAN + c.Identity}) {
 		l.sans = make([]string, len(c.SANs)) // never nil

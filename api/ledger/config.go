@@ -16,7 +16,8 @@ type Config struct {
 	// honour fsync, and be a volume of its own where records are to outlive the pod. Two replicas can't
 	// share it. Default /var/lib/signet.
 	Dir string `json:"dir,omitempty"`
-	// Postgres is the shared view of several replicas. Optional.
+	// Postgres is the shared view of several replicas: a PostgreSQL database (13 or later) to which all of them ship
+	// their records. Optional.
 	Postgres PostgresConfig `json:"postgres,omitempty"`
 	// Retention is how long records are kept.
 	Retention RetentionConfig `json:"retention,omitempty"`
@@ -35,9 +36,9 @@ type Config struct {
 // outage never stops signing. Exactly one of the two fields says what its DSN is, because that may hold
 // a password.
 type PostgresConfig struct {
-	// DSNFile is a file that holds the DSN. It is read at start; a change needs a restart.
+	// DSNFile is a file that holds the DSN. It is read at start; a change needs a restart. Optional.
 	DSNFile string `json:"dsnFile,omitempty"`
-	// DSNEnv is the name of an environment variable that holds the DSN.
+	// DSNEnv is the name of an environment variable that holds the DSN. Optional.
 	DSNEnv string `json:"dsnEnv,omitempty"`
 }
 

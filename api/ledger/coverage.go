@@ -176,7 +176,7 @@ func (v *View) Coverage(ctx context.Context) (Coverage, error) {
 // sourceStates are the sources by name, with our own among them.
 func (s *Store) sourceStates() []SourceState {
 	own := SourceState{Name: string(Own), Up: true, Since: s.began.UTC().Truncate(time.Second)}
-	if err, since := s.writer.failure(); err != nil {
+	if since, err := s.writer.failure(); err != nil {
 		own = SourceState{Name: string(Own), Since: since.UTC().Truncate(time.Second), Detail: err.Error()}
 	}
 	s.mu.Lock()

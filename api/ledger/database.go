@@ -113,7 +113,7 @@ func migrate(ctx context.Context, d *database, now time.Time) (err error) {
 		return fmt.Errorf("%w: it has schema %d, this one knows %d; run the Signet that wrote it or a newer one, or give this one another directory or database, which begins an empty ledger", ErrNewer, version, len(migrations))
 	}
 	for ; version < len(migrations); version++ {
-		for _, statement := range strings.Split(dialects[d.kind].Replace(migrations[version]), ";\n") {
+		for statement := range strings.SplitSeq(dialects[d.kind].Replace(migrations[version]), ";\n") {
 			if strings.TrimSpace(statement) == "" {
 				continue
 			}

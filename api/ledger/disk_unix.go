@@ -17,7 +17,7 @@ func freeBytes(path string) (uint64, error) {
 	if err := syscall.Statfs(path, &stat); err != nil {
 		return 0, fmt.Errorf("ask for the free space of %s: %w", path, err)
 	}
-	return uint64(stat.Bavail) * uint64(stat.Bsize), nil
+	return uint64(stat.Bavail) * uint64(stat.Bsize), nil //nolint:unconvert // other systems have other types
 }
 
 // lockFile takes the lock that says which process holds the store. The kernel gives it back when the

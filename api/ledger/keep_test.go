@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -79,6 +80,11 @@ func TestTrim(t *testing.T) {
 	require.Len(t, coverage.Gaps, 1, "certificates that were valid")
 	assert.Equal(t, GapRetention, coverage.Gaps[0].Kind)
 	assert.EqualValues(t, 300, coverage.Gaps[0].Records)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(s.metrics.expelled)
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	assert.Equal(t, 300.0, families[0].GetMetric()[0].GetCounter().GetValue())
 	// Sequences are never given out twice.
 	fill(t, s, 5000, 5001, now)
 	assert.EqualValues(t, 3502, count(t, s, `SELECT max(seq) FROM issuance`))

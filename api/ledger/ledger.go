@@ -288,7 +288,7 @@ func (s *Store) tell() {
 // Ready says whether certificates can be recorded; the text is for people. With failOpen it isn't an
 // error that they can't be.
 func (s *Store) Ready(now time.Time) (string, error) {
-	cause, since := s.writer.failure()
+	since, cause := s.writer.failure()
 	if cause != nil && !s.cfg.FailOpen {
 		return "", fmt.Errorf("nothing can be recorded since %s, so nothing is signed: %w", since.UTC().Format(time.RFC3339), cause)
 	}

@@ -23,6 +23,7 @@ type metrics struct {
 	shipped    prometheus.Counter
 	shipFailed prometheus.Counter
 	unshipped  prometheus.Counter
+	expelled   prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
@@ -55,11 +56,12 @@ func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
 		shipped:    counter("ledger_shipped_total", "Records that were sent to the shared view."),
 		shipFailed: counter("ledger_ship_failures_total", "Tries to send records to the shared view that failed."),
 		unshipped:  counter("ledger_unshipped_total", "Records that will never be in the shared view: it refused them, or they had to be deleted before."),
+		expelled:   counter("ledger_deleted_valid_total", "Records that retention deleted although their certificates were still valid."),
 	}
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
 	}
-	reg.MustRegister(m.records, m.failures, m.dropped, m.took, m.commits, m.batches, m.refusals, m.folded, m.deleted, m.shipped, m.shipFailed, m.unshipped,
+	reg.MustRegister(m.records, m.failures, m.dropped, m.took, m.commits, m.batches, m.refusals, m.folded, m.deleted, m.shipped, m.shipFailed, m.unshipped, m.expelled,
 		gauge("ledger_queue_waiting", "Records that wait for the writer.", func() float64 {
 			if s.writer == nil {
 				return 0
@@ -73,6 +75,7 @@ func newMetrics(reg prometheus.Registerer, s *Store) *metrics {
 			return 0
 		}),
 		gauge("ledger_disk_free_bytes", "Free space of the store's filesystem, as last seen.", func() float64 { free, _ := s.disk.free(); return float64(free) }),
+		gauge("ledger_disk_reserve_bytes", "Free space that is kept for issuances: below it the counts of refusals wait in memory.", func() float64 { return float64(s.disk.reserve) }),
 		gauge("ledger_file_bytes", "Size of the store's files.", func() float64 {
 			var size int64
 			for _, suffix := range []string{"", "-wal"} {

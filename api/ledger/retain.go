@@ -144,9 +144,11 @@ func (s *Store) deleteThrough(ctx context.Context, on execer, due, shipped int64
 		if records == 0 {
 			continue
 		}
+		lost := s.metrics.expelled
 		if loss.kind == GapUnshipped {
-			s.metrics.unshipped.Add(float64(records))
+			lost = s.metrics.unshipped
 		}
+		lost.Add(float64(records))
 		if err := addGap(ctx, s.local, on, s.cfg.Replica, Gap{Kind: loss.kind, From: unix(from.Int64), To: unix(to.Int64), Records: records}); err != nil {
 			return 0, err
 		}
@@ -197,12 +199,13 @@ func (s *Store) vacuum(ctx context.Context, over int) error {
 			if err != nil {
 				return fmt.Errorf("give unused pages back: %w", err)
 			}
+			defer rows.Close()
 			for rows.Next() { // each step gives one back
 			}
 			if err := rows.Err(); err != nil {
 				return fmt.Errorf("give unused pages back: %w", err)
 			}
-			return rows.Close()
+			return nil
 		})
 		if err != nil {
 			return err

@@ -425,15 +425,15 @@ func (w *writer) outcome(err error, began time.Time) {
 	}
 }
 
-// failure is why the last transaction failed, and since when they do; nil when it went well.
-func (w *writer) failure() (error, time.Time) {
+// failure is since when transactions fail, and why the last one did; nil when it went well.
+func (w *writer) failure() (since time.Time, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.failed, w.failedAt
+	return w.failedAt, w.failed
 }
 
 func (w *writer) failing() bool {
-	err, _ := w.failure()
+	_, err := w.failure()
 	return err != nil
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/signet-ca/signet/setting"
 )
 
-// Config is what probes may do. Docs/probes.md says what that means for a NetworkPolicy.
+// Config is what probes may do. See docs/probes.md for what that means for a NetworkPolicy.
 type Config struct {
 	// Disabled turns probes off. Default false.
 	Disabled bool `json:"disabled,omitempty"`

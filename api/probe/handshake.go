@@ -54,7 +54,7 @@ func handshake(ctx context.Context, conn *boundedConn, protocol api.ProbeProtoco
 	var shown [][]byte
 	proved, asked := false, false
 	client := tls.Client(conn, &tls.Config{
-		InsecureSkipVerify:     true, // it is looked at, not believed
+		InsecureSkipVerify:     true, //nolint:gosec // it is looked at, not believed
 		ServerName:             serverName,
 		NextProtos:             alpn[protocol],
 		MinVersion:             tls.VersionTLS12,

@@ -42,7 +42,7 @@ type turn struct {
 	number   int           // of the time through all services
 }
 
-// schedulePage is how many services are looked at at once.
+// schedulePage is how many services are read at once.
 const schedulePage = 100
 
 // next probes the service whose turn it is. A time through all of them that finds none with pods in the mesh ends.

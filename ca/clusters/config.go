@@ -21,7 +21,8 @@ type Config struct {
 	// All Secrets of that namespace can be read by Signet, so one of its own is better than istio-system. Default none:
 	// only our own cluster is served.
 	Namespace string `json:"namespace,omitempty"`
-	// Allowed are the clusters that may be served; others are refused, whatever a Secret says.
+	// Allowed are the clusters that may be served; others are refused, whatever a Secret says. Optional: where
+	// namespace is set there must be one.
 	Allowed []Allowed `json:"allowed,omitempty"`
 	// AllowExec accepts kubeconfigs that run programs beside Signet, or read files of its own. Default false.
 	AllowExec bool `json:"allowExec,omitempty"`
@@ -29,12 +30,12 @@ type Config struct {
 
 // Allowed is a cluster that may be served.
 type Allowed struct {
-	// ID of the cluster: what its callers send as clusterid, and the key in the Secret.
+	// ID of the cluster: what its callers send as clusterid, and the key in the Secret. Required.
 	ID string `json:"id"`
 	// Servers are the addresses of its API server, such as https://west.example.com:6443; a kubeconfig must have one of
 	// them. Default any.
 	Servers []string `json:"servers,omitempty"`
-	// Aliases are further names of it in the callers' clusterid header.
+	// Aliases are further names of it in the callers' clusterid header. Optional.
 	Aliases []string `json:"aliases,omitempty"`
 }
 

@@ -48,17 +48,19 @@ type Config struct {
 	Replica string `json:"replica,omitempty"`
 	// Issuer is the cert-manager issuer that signs. It may be left out where issuers.runtime is set.
 	Issuer issuer.Ref `json:"issuer,omitempty"`
-	// Issuers are those that may sign instead of it.
+	// Issuers are those that may sign in its place: one that a ConfigMap names while Signet runs, and fallbacks.
 	Issuers rotation.IssuersConfig `json:"issuers,omitempty"`
-	// Roots is where the mesh's trust anchors come from.
+	// Roots is where the mesh's trust anchors come from. Required.
 	Roots issuer.RootsConfig `json:"roots"`
-	// Distribution is how the anchors come to the namespaces.
+	// Distribution is how the anchors come to the namespaces, where Istio's proxies and istiod mount them.
 	Distribution issuer.DistributionConfig `json:"distribution,omitempty"`
 	// CRL is where certificate revocation lists come from.
 	CRL issuer.CRLConfig `json:"crl,omitempty"`
-	// BundleEndpoint is where trust domains that federate with ours fetch our anchors.
+	// BundleEndpoint is where trust domains that federate with ours fetch our anchors: a SPIFFE bundle endpoint, which
+	// serves them over HTTPS (profile https_web) at the path /.
 	BundleEndpoint issuer.BundleEndpointConfig `json:"bundleEndpoint,omitempty"`
-	// Istiod is istiod's serving certificate.
+	// Istiod is istiod's serving certificate: a cert-manager Certificate that Signet writes, and whose Secret istiod
+	// mounts.
 	Istiod rotation.IstiodConfig `json:"istiod,omitempty"`
 	// CA is how callers are let in and what they may ask for.
 	CA ca.Config `json:"ca,omitempty"`
@@ -68,7 +70,8 @@ type Config struct {
 	Serving rotation.ServingConfig `json:"serving,omitempty"`
 	// Ledger is where each issuance is recorded before the certificate leaves.
 	Ledger ledger.Config `json:"ledger,omitempty"`
-	// API is where operators ask what was issued and what each service holds.
+	// API is where operators ask what was issued and what each service holds: JSON over HTTPS, described at
+	// /openapi.json and, for people, at /docs.
 	API api.Config `json:"api,omitempty"`
 	// Inventory is how the state of services and their certificates is judged.
 	Inventory inventory.Config `json:"inventory,omitempty"`
@@ -161,6 +164,7 @@ func ParseConfig(text []byte) (Config, error) {
 	cfg.CA.Usages = cfg.Signer.UsagesOrDefault()
 	cfg.CA.RequestTimeout = setting.DurationOf(cfg.CA.RequestTimeout.Or(cfg.Signer.TimeoutOrDefault() + 5*time.Second))
 	cfg.CA.ShutdownDelay = cfg.Shutdown.Delay.Or(5 * time.Second)
+	cfg.CA.MinTLS, cfg.API.MinTLS, cfg.BundleEndpoint.MinTLS = cfg.Serving.MinTLS(), cfg.Serving.MinTLS(), cfg.Serving.MinTLS()
 	cfg.CA.DrainTimeout = cfg.Shutdown.Drain.Or(cfg.CA.RequestTimeout.Or(0) + 5*time.Second)
 	return cfg, nil
 }
@@ -334,8 +338,8 @@ func fieldsOf(t reflect.Type) func(yield func(reflect.StructField) bool) {
 		if t.Kind() != reflect.Struct {
 			return
 		}
-		for i := range t.NumField() {
-			if !yield(t.Field(i)) {
+		for field := range t.Fields() {
+			if !yield(field) {
 				return
 			}
 		}
@@ -349,14 +353,14 @@ func jsonName(field reflect.StructField) string {
 
 // valueInWords turns what encoding/json calls a value into what YAML's users do.
 func valueInWords(value string) string {
-	switch {
-	case value == "object":
+	switch value {
+	case "object":
 		return "a map of settings"
-	case value == "array":
+	case "array":
 		return "a list"
-	case value == "string":
+	case "string":
 		return "a text"
-	case value == "bool":
+	case "bool":
 		return "true or false"
 	}
 	return "a " + value

@@ -68,78 +68,86 @@ func TestParseConfigWhole(t *testing.T) {
 	assert.Equal(t, 2*time.Minute, cfg.CA.DrainTimeout)
 }
 
+// refused are configurations that are wrong, and parts of the error that says so.
+var refused = []struct {
+	name, text string
+	want       []string
+}{
+	// fields that there are not
+	{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are api, audit, bundleEndpoint, ca, clusterID, crl, distribution, health, inventory, issuer, issuers, istiod, ledger, log, metrics, namespace, probes, replica, roots, serving, shutdown, signer, trustDomain"}},
+	{"unknown a level down", "issuer: {name: mesh, nmae: x}\nroots: {fromIssuer: true}\n", []string{"issuer.nmae: unknown field; known here are group, kind, name"}},
+	{"unknown two levels down", minimal + "ca: {lifetime: {maximum: 1h}}\n", []string{"ca.lifetime.maximum: unknown field; known here are default, max, min"}},
+	{"unknown below a pointer", "issuer: {name: mesh}\nroots: {secret: {name: a, kay: b}}\n", []string{"roots.secret.kay: unknown field; known here are key, name"}},
+	{"unknown in what has no name in Go", minimal + "metrics: {port: 1}\n", []string{"metrics.port: unknown field; known here are listen"}},
+	{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, certificates, clusterAliases, connectionAge, keys, lifetime, listen, nodes, oidc, registration, remoteClusters, requestTimeout, rules, token, trustDomainAliases"}},
+	{"not for the file", minimal + "ca: {ShutdownDelay: 1s}\n", []string{"ca.ShutdownDelay: unknown field"}},
+	{"with a dot in its name", minimal + "\"log.level\": debug\n", []string{"log.level"}},
+	{"several at once", minimal + "a: 1\nlog: {b: 1}\n", []string{"a: unknown field", "log.b: unknown field"}},
+	// values of another type
+	{"number for a map", "issuer: 5\n", []string{"issuer: a number stands where a map of settings is expected"}},
+	{"text for a map", minimal + "ca: x\n", []string{"ca: a text stands where a map of settings is expected"}},
+	{"text for a number", minimal + "ca: {admission: {inFlight: many}}\n", []string{"ca.admission.inFlight: a text stands where a whole number is expected"}},
+	{"fraction", minimal + "ca: {admission: {inFlight: 1.5}}\n", []string{"ca.admission.inFlight: a number 1.5 stands where a whole number is expected"}},
+	{"text for a list", minimal + "ca: {token: {audiences: istio-ca}}\n", []string{"ca.token.audiences: a text stands where a list is expected"}},
+	{"number in a list of texts", minimal + "ca: {clusterAliases: [1]}\n", []string{"ca.clusterAliases: a number stands where a text is expected"}},
+	{"number for a text", minimal + "namespace: 1\n", []string{"namespace: a number stands where a text is expected"}},
+	{"text for true or false", "issuer: {name: m}\nroots: {fromIssuer: maybe}\n", []string{"roots.fromIssuer: a text stands where true or false is expected"}},
+	// durations
+	{"number for a duration", minimal + "ca: {requestTimeout: 25}\n", []string{`ca.requestTimeout: 25 is not a duration; write a number and a unit above zero, such as "30s" or "24h"`}},
+	{"days", minimal + "ca: {lifetime: {max: 90d}}\n", []string{`ca.lifetime.max: "90d" is not a duration`}},
+	{"zero", minimal + "shutdown: {delay: 0s}\n", []string{`shutdown.delay: "0s" is not a duration`}},
+	{"map for a duration", minimal + "signer: {timeout: {s: 1}}\n", []string{`signer.timeout: {"s":1} is not a duration`}},
+	{"negative", minimal + "signer: {sweep: {keep: -3s}}\n", []string{"signer.sweep.keep: -3s is out of range; it must be between 1s and 10m0s"}},
+	// out of range
+	{"count", minimal + "ca: {admission: {inFlight: 10001}}\n", []string{"ca.admission.inFlight: 10001 is out of range; it must be between 1 and 10000"}},
+	{"drain shorter than a request", minimal + "shutdown: {drain: 10s}\n", []string{"shutdown.drain: 10s is shorter than ca.requestTimeout, 25s; it must not be"}},
+	{"usage twice", minimal + "signer: {usages: [client auth, client auth, server auth]}\n", []string{`signer.usages: "client auth" stands twice; each usage must stand once`}},
+	{"drain", minimal + "shutdown: {drain: 1h}\n", []string{"shutdown.drain: 1h0m0s is out of range; it must be between 1ms and 10m0s"}},
+	{"lifetimes", minimal + "ca: {lifetime: {max: 1h, default: 2h}}\n", []string{"ca.lifetime.default: 2h0m0s is above max, 1h0m0s; it must not be"}},
+	// values
+	{"trust domain in upper case", minimal + "trustDomain: Mesh\n", []string{`trustDomain: "Mesh" is not a trust domain; it must be a lower-case name such as cluster.local`}},
+	{"trust domain as an identity", minimal + "trustDomain: spiffe://mesh\n", []string{`trustDomain: "spiffe://mesh" is not a trust domain`}},
+	{"trust domain with a path", minimal + "trustDomain: mesh/ns\n", []string{`trustDomain: "mesh/ns" is not a trust domain`}},
+	{"namespace", minimal + "namespace: a.b\n", []string{`namespace: "a.b" is not the name of a namespace`}},
+	{"issuer without a name", "roots: {file: f}\n", []string{"issuer.name: must be set to the name of a cert-manager issuer"}},
+	{"issuer kind", "issuer: {name: mesh, kind: Vault}\nroots: {file: f}\n", []string{`issuer.kind: "Vault" is not an issuer kind of cert-manager.io`}},
+	{"no roots", "issuer: {name: mesh}\n", []string{"roots: at least one of file, secret, configMap and fromIssuer must be set"}},
+	{"federated with itself", minimal + "  federated: [{trustDomain: cluster.local, file: x}]\n", []string{`roots.federated[0].trustDomain: "cluster.local" is the mesh's own trust domain`}},
+	{"istiod where the issuer isn't", minimal + "istiod: {enabled: true, namespace: other}\n", []string{`istiod.namespace: "other" is not namespace, "istio-system"`}},
+	{"nameless fallback", minimal + "issuers: {fallback: [{kind: Issuer}]}\n", []string{"issuers.fallback[0].name: must be set"}},
+	{"runtime", minimal + "issuers: {runtime: {name: A_B}}\n", []string{`issuers.runtime.name: "A_B" is not the name of a ConfigMap`}},
+	{"kind without a name, beside a runtime", "issuer: {kind: Issuer}\nissuers: {runtime: {name: r}}\nroots: {file: x}\n", []string{"issuer.name: must be set"}},
+	{"secret without a name", "issuer: {name: mesh}\nroots: {secret: {key: x}}\n", []string{"roots.secret.name: must be set"}},
+	{"keys", minimal + "ca: {keys: [DSA]}\n", []string{`ca.keys: "DSA" is no kind of key; they are RSA, ECDSA-P256, ECDSA-P384, Ed25519`}},
+	{"usages", minimal + "signer: {usages: [client auth]}\n", []string{`signer.usages: "server auth" is missing`}},
+	{"annotation of ours", minimal + "signer: {annotations: {signet.dev/pod: x}}\n", []string{`signer.annotations: "signet.dev/pod" is one of those that Signet sets itself; it must go`}},
+	{"identities", minimal + "signer: {annotations: {istio.cert-manager.io/identities: x}}\n", []string{`signer.annotations: "istio.cert-manager.io/identities" is one`}},
+	{"annotation without a name", minimal + "signer: {annotations: {'a b': x}}\n", []string{`signer.annotations: Invalid value: "a b"`}},
+	{"TLS version", minimal + "serving: {minTLSVersion: '1.1'}\n", []string{`serving.minTLSVersion: "1.1" is no version of TLS to begin with; it must be 1.2 or 1.3, in quotes`}},
+	{"TLS version as a number", minimal + "serving: {minTLSVersion: 1.3}\n", []string{"serving.minTLSVersion: a number stands where a text is expected"}},
+	{"serving key", minimal + "serving: {key: DSA}\n", []string{`serving.key: "DSA" is no kind of key`}},
+	{"log format", minimal + "log: {format: xml}\n", []string{`log.format: "xml" is not a format; it must be json or text`}},
+	{"log level", minimal + "log: {level: loud}\n", []string{`log.level: "loud" is not a level; it must be debug, info, warn or error`}},
+	{"several at once", "namespace: A\nlog: {format: x}\n", []string{"namespace: ", "issuer.name: ", "roots: ", "log.format: "}},
+	// the file
+	{"empty", "", []string{"issuer.name: must be set", "roots: at least one"}},
+	{"white space", "\n \n", []string{"issuer.name: must be set"}},
+	{"null", "null\n", []string{"issuer.name: must be set"}},
+	{"duplicate key", minimal + "issuer: {name: other}\n", []string{`key "issuer" already set in map`}},
+	{"duplicate key below", "issuer:\n  name: a\n  name: b\n", []string{`key "name" already set in map`}},
+	{"two documents", minimal + "---\nnamespace: x\n", []string{"it holds several YAML documents; there must be one"}},
+	{"three documents", "---\n" + minimal + "---\na: 1\n---\nb: 1\n", []string{"it holds several YAML documents; there must be one"}},
+	{"list", "- issuer\n", []string{"stands where a map of settings is expected"}},
+	{"text", "hello\n", []string{"a text stands where a map of settings is expected"}},
+	{"broken", "issuer: {\n", []string{"not YAML: "}},
+	{"tab", "issuer:\n\tname: mesh\n", []string{"not YAML: "}},
+	{"alias of itself", "a: &a [*a]\n", []string{"not YAML: "}},
+	{"large", minimal + strings.Repeat("#\n", maxConfigBytes/2), []string{"at most 1048576 are allowed"}},
+}
+
 // TestParseConfigRefuses: each problem is named with its field's path and what would be right.
 func TestParseConfigRefuses(t *testing.T) {
-	for _, row := range []struct {
-		name, text string
-		want       []string // each is a part of the error
-	}{
-		// fields that there are not
-		{"unknown at the top", minimal + "trustdomain: x\n", []string{"trustdomain: unknown field; known here are api, audit, bundleEndpoint, ca, clusterID, crl, distribution, health, inventory, issuer, issuers, istiod, ledger, log, metrics, namespace, probes, replica, roots, serving, shutdown, signer, trustDomain"}},
-		{"unknown a level down", "issuer: {name: mesh, nmae: x}\nroots: {fromIssuer: true}\n", []string{"issuer.nmae: unknown field; known here are group, kind, name"}},
-		{"unknown two levels down", minimal + "ca: {lifetime: {maximum: 1h}}\n", []string{"ca.lifetime.maximum: unknown field; known here are default, max, min"}},
-		{"unknown below a pointer", "issuer: {name: mesh}\nroots: {secret: {name: a, kay: b}}\n", []string{"roots.secret.kay: unknown field; known here are key, name"}},
-		{"unknown in what has no name in Go", minimal + "metrics: {port: 1}\n", []string{"metrics.port: unknown field; known here are listen"}},
-		{"case counts", minimal + "ca: {Listen: x}\n", []string{"ca.Listen: unknown field; known here are admission, certificates, clusterAliases, connectionAge, keys, lifetime, listen, nodes, oidc, registration, remoteClusters, requestTimeout, rules, token, trustDomainAliases"}},
-		{"not for the file", minimal + "ca: {ShutdownDelay: 1s}\n", []string{"ca.ShutdownDelay: unknown field"}},
-		{"with a dot in its name", minimal + "\"log.level\": debug\n", []string{"log.level"}},
-		{"several at once", minimal + "a: 1\nlog: {b: 1}\n", []string{"a: unknown field", "log.b: unknown field"}},
-		// values of another type
-		{"number for a map", "issuer: 5\n", []string{"issuer: a number stands where a map of settings is expected"}},
-		{"text for a map", minimal + "ca: x\n", []string{"ca: a text stands where a map of settings is expected"}},
-		{"text for a number", minimal + "ca: {admission: {inFlight: many}}\n", []string{"ca.admission.inFlight: a text stands where a whole number is expected"}},
-		{"fraction", minimal + "ca: {admission: {inFlight: 1.5}}\n", []string{"ca.admission.inFlight: a number 1.5 stands where a whole number is expected"}},
-		{"text for a list", minimal + "ca: {token: {audiences: istio-ca}}\n", []string{"ca.token.audiences: a text stands where a list is expected"}},
-		{"number in a list of texts", minimal + "ca: {clusterAliases: [1]}\n", []string{"ca.clusterAliases: a number stands where a text is expected"}},
-		{"number for a text", minimal + "namespace: 1\n", []string{"namespace: a number stands where a text is expected"}},
-		{"text for true or false", "issuer: {name: m}\nroots: {fromIssuer: maybe}\n", []string{"roots.fromIssuer: a text stands where true or false is expected"}},
-		// durations
-		{"number for a duration", minimal + "ca: {requestTimeout: 25}\n", []string{`ca.requestTimeout: 25 is not a duration; write a number and a unit above zero, such as "30s" or "24h"`}},
-		{"days", minimal + "ca: {lifetime: {max: 90d}}\n", []string{`ca.lifetime.max: "90d" is not a duration`}},
-		{"zero", minimal + "shutdown: {delay: 0s}\n", []string{`shutdown.delay: "0s" is not a duration`}},
-		{"map for a duration", minimal + "signer: {timeout: {s: 1}}\n", []string{`signer.timeout: {"s":1} is not a duration`}},
-		{"negative", minimal + "signer: {sweep: {keep: -3s}}\n", []string{"signer.sweep.keep: -3s is out of range; it must be between 1s and 10m0s"}},
-		// out of range
-		{"count", minimal + "ca: {admission: {inFlight: 10001}}\n", []string{"ca.admission.inFlight: 10001 is out of range; it must be between 1 and 10000"}},
-		{"drain shorter than a request", minimal + "shutdown: {drain: 10s}\n", []string{"shutdown.drain: 10s is shorter than ca.requestTimeout, 25s; it must not be"}},
-		{"usage twice", minimal + "signer: {usages: [client auth, client auth, server auth]}\n", []string{`signer.usages: "client auth" stands twice; each usage must stand once`}},
-		{"drain", minimal + "shutdown: {drain: 1h}\n", []string{"shutdown.drain: 1h0m0s is out of range; it must be between 1ms and 10m0s"}},
-		{"lifetimes", minimal + "ca: {lifetime: {max: 1h, default: 2h}}\n", []string{"ca.lifetime.default: 2h0m0s is above max, 1h0m0s; it must not be"}},
-		// values
-		{"trust domain in upper case", minimal + "trustDomain: Mesh\n", []string{`trustDomain: "Mesh" is not a trust domain; it must be a lower-case name such as cluster.local`}},
-		{"trust domain as an identity", minimal + "trustDomain: spiffe://mesh\n", []string{`trustDomain: "spiffe://mesh" is not a trust domain`}},
-		{"trust domain with a path", minimal + "trustDomain: mesh/ns\n", []string{`trustDomain: "mesh/ns" is not a trust domain`}},
-		{"namespace", minimal + "namespace: a.b\n", []string{`namespace: "a.b" is not the name of a namespace`}},
-		{"issuer without a name", "roots: {file: f}\n", []string{"issuer.name: must be set to the name of a cert-manager issuer"}},
-		{"issuer kind", "issuer: {name: mesh, kind: Vault}\nroots: {file: f}\n", []string{`issuer.kind: "Vault" is not an issuer kind of cert-manager.io`}},
-		{"no roots", "issuer: {name: mesh}\n", []string{"roots: at least one of file, secret, configMap and fromIssuer must be set"}},
-		{"federated with itself", minimal + "  federated: [{trustDomain: cluster.local, file: x}]\n", []string{`roots.federated[0].trustDomain: "cluster.local" is the mesh's own trust domain`}},
-		{"istiod where the issuer isn't", minimal + "istiod: {enabled: true, namespace: other}\n", []string{`istiod.namespace: "other" is not namespace, "istio-system"`}},
-		{"nameless fallback", minimal + "issuers: {fallback: [{kind: Issuer}]}\n", []string{"issuers.fallback[0].name: must be set"}},
-		{"runtime", minimal + "issuers: {runtime: {name: A_B}}\n", []string{`issuers.runtime.name: "A_B" is not the name of a ConfigMap`}},
-		{"kind without a name, beside a runtime", "issuer: {kind: Issuer}\nissuers: {runtime: {name: r}}\nroots: {file: x}\n", []string{"issuer.name: must be set"}},
-		{"secret without a name", "issuer: {name: mesh}\nroots: {secret: {key: x}}\n", []string{"roots.secret.name: must be set"}},
-		{"keys", minimal + "ca: {keys: [DSA]}\n", []string{`ca.keys: "DSA" is no kind of key; they are RSA, ECDSA-P256, ECDSA-P384, Ed25519`}},
-		{"usages", minimal + "signer: {usages: [client auth]}\n", []string{`signer.usages: "server auth" is missing`}},
-		{"serving key", minimal + "serving: {key: DSA}\n", []string{`serving.key: "DSA" is no kind of key`}},
-		{"log format", minimal + "log: {format: xml}\n", []string{`log.format: "xml" is not a format; it must be json or text`}},
-		{"log level", minimal + "log: {level: loud}\n", []string{`log.level: "loud" is not a level; it must be debug, info, warn or error`}},
-		{"several at once", "namespace: A\nlog: {format: x}\n", []string{"namespace: ", "issuer.name: ", "roots: ", "log.format: "}},
-		// the file
-		{"empty", "", []string{"issuer.name: must be set", "roots: at least one"}},
-		{"white space", "\n \n", []string{"issuer.name: must be set"}},
-		{"null", "null\n", []string{"issuer.name: must be set"}},
-		{"duplicate key", minimal + "issuer: {name: other}\n", []string{`key "issuer" already set in map`}},
-		{"duplicate key below", "issuer:\n  name: a\n  name: b\n", []string{`key "name" already set in map`}},
-		{"two documents", minimal + "---\nnamespace: x\n", []string{"it holds several YAML documents; there must be one"}},
-		{"three documents", "---\n" + minimal + "---\na: 1\n---\nb: 1\n", []string{"it holds several YAML documents; there must be one"}},
-		{"list", "- issuer\n", []string{"stands where a map of settings is expected"}},
-		{"text", "hello\n", []string{"a text stands where a map of settings is expected"}},
-		{"broken", "issuer: {\n", []string{"not YAML: "}},
-		{"tab", "issuer:\n\tname: mesh\n", []string{"not YAML: "}},
-		{"alias of itself", "a: &a [*a]\n", []string{"not YAML: "}},
-		{"large", minimal + strings.Repeat("#\n", maxConfigBytes/2), []string{"at most 1048576 are allowed"}},
-	} {
+	for _, row := range refused {
 		t.Run(row.name, func(t *testing.T) {
 			cfg, err := ParseConfig([]byte(row.text))
 			require.Error(t, err)
@@ -151,19 +159,24 @@ func TestParseConfigRefuses(t *testing.T) {
 	}
 }
 
+// accepted are configurations that are right.
+var accepted = map[string]string{
+	"a document with its marker": "---\n" + minimal,
+	"a marker at the end":        minimal + "---\n",
+	"comments":                   "# Signet\n" + minimal + "# end\n",
+	"JSON":                       `{"issuer": {"name": "mesh"}, "roots": {"file": "roots.pem"}}`,
+	"CRLF":                       strings.ReplaceAll(minimal, "\n", "\r\n"),
+	"parts without settings":     minimal + "ca: {}\nsigner:\nserving: {}\nmetrics:\n",
+	"level in upper case":        minimal + "log: {level: DEBUG}\n",
+	"external issuer":            "issuer: {name: mesh, kind: AWSPCAIssuer, group: awspca.cert-manager.io}\nroots: {file: f}\n",
+	"aliases of YAML":            "issuer: &i {name: mesh}\nroots: {secret: *i}\n",
+	"annotations":                minimal + "signer: {annotations: {example.com/team: mesh}}\n",
+	"TLS 1.3":                    minimal + "serving: {minTLSVersion: '1.3'}\n",
+	"addresses":                  minimal + "serving: {ipAddresses: ['::1']}\n",
+}
+
 func TestParseConfigAccepts(t *testing.T) {
-	for name, text := range map[string]string{
-		"a document with its marker": "---\n" + minimal,
-		"a marker at the end":        minimal + "---\n",
-		"comments":                   "# Signet\n" + minimal + "# end\n",
-		"JSON":                       `{"issuer": {"name": "mesh"}, "roots": {"file": "roots.pem"}}`,
-		"CRLF":                       strings.ReplaceAll(minimal, "\n", "\r\n"),
-		"parts without settings":     minimal + "ca: {}\nsigner:\nserving: {}\nmetrics:\n",
-		"level in upper case":        minimal + "log: {level: DEBUG}\n",
-		"external issuer":            "issuer: {name: mesh, kind: AWSPCAIssuer, group: awspca.cert-manager.io}\nroots: {file: f}\n",
-		"aliases of YAML":            "issuer: &i {name: mesh}\nroots: {secret: *i}\n",
-		"addresses":                  minimal + "serving: {ipAddresses: ['::1']}\n",
-	} {
+	for name, text := range accepted {
 		_, err := ParseConfig([]byte(text))
 		assert.NoError(t, err, name)
 	}

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 )
 
@@ -20,6 +22,23 @@ type check struct {
 type readiness struct {
 	checks []check
 	shown  []shown
+}
+
+var readinessDesc = prometheus.NewDesc("readiness_check", "1 while a condition of readiness holds, else 0; a replica is ready when all do.", []string{"check"}, nil)
+
+// Describe implements [prometheus.Collector].
+func (r *readiness) Describe(to chan<- *prometheus.Desc) { to <- readinessDesc }
+
+// Collect implements [prometheus.Collector].
+func (r *readiness) Collect(to chan<- prometheus.Metric) {
+	now := time.Now()
+	for _, c := range r.checks {
+		value := 1.0
+		if _, err := c.ask(now); err != nil {
+			value = 0
+		}
+		to <- prometheus.MustNewConstMetric(readinessDesc, prometheus.GaugeValue, value, c.name)
+	}
 }
 
 // shown is what is said beside the checks, in one or several lines.
@@ -69,7 +88,7 @@ func (r *readiness) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 func synced(informer cache.Informer) func(time.Time) (string, error) {
 	return func(time.Time) (string, error) {
 		if !informer.HasSynced() {
-			return "", fmt.Errorf("the CertificateRequests are not synced yet")
+			return "", errors.New("the CertificateRequests are not synced yet")
 		}
 		return "synced", nil
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -43,6 +44,21 @@ func TestReadiness(t *testing.T) {
 			r.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/readyz", nil))
 			assert.Equal(t, row.code, answer.Code)
 			assert.Equal(t, row.body, answer.Body.String())
+
+			registry := prometheus.NewPedanticRegistry()
+			registry.MustRegister(r)
+			families, err := registry.Gather()
+			require.NoError(t, err)
+			require.Len(t, families, 1)
+			passed := make(map[string]float64)
+			for _, m := range families[0].GetMetric() {
+				passed[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+			}
+			roots := 1.0
+			if row.code != 200 {
+				roots = 0
+			}
+			assert.Equal(t, map[string]float64{"serving": 1, "roots": roots}, passed)
 		})
 	}
 	answer := httptest.NewRecorder()

@@ -7,7 +7,7 @@
 //	signet --config FILE [--kubeconfig FILE]
 //	signet --version
 //
-// The configuration is one YAML file; see type Config in config.go for every setting. Without
+// The configuration is one YAML file; docs/configuration.md has every setting. Without
 // --kubeconfig Signet uses the service account of the pod that it runs in.
 //
 // Ports, unless configured otherwise:
@@ -33,11 +33,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"syscall"
 
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/signet-ca/signet/version"
 )
 
 // Exit codes.
@@ -85,7 +85,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	switch {
 	case *showVersion:
-		fmt.Fprintln(stdout, "signet", version())
+		fmt.Fprintln(stdout, "signet", version.Current())
 		return exitOK
 	case flags.NArg() > 0:
 		fmt.Fprintf(stderr, "error: unexpected argument %q\nhint: signet --config FILE\n", flags.Arg(0))
@@ -104,7 +104,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "error: find the Kubernetes API: %v\nhint: outside of a pod, name a kubeconfig with --kubeconfig\n", err)
 		return exitFailed
 	}
-	config.UserAgent = "signet/" + version()
+	config.UserAgent = "signet/" + version.Current().Version
 	log, level := newLog(cfg.Log, stderr)
 	if err := run(ctx, cfg, config, log, level); err != nil {
 		log.Error("signet ended", "err", err)
@@ -112,22 +112,4 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitFailed
 	}
 	return exitOK
-}
-
-// version is the module's version and the commit it was built from, as far as the build recorded them.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	text := info.Main.Version
-	if text == "" || text == "(devel)" {
-		text = "devel"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-			text += "-" + s.Value[:12]
-		}
-	}
-	return text + " " + runtime.Version()
 }

@@ -6,13 +6,14 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
-	"regexp"
-	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/signet-ca/signet/version"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -55,7 +56,7 @@ func TestCommand(t *testing.T) {
 				assert.Empty(t, stdout.String(), "data alone goes to standard output")
 			}
 			got := "exit code " + string(rune('0'+code)) + "\n--- stdout\n" + stdout.String() + "--- stderr\n" + stderr.String()
-			got = strings.ReplaceAll(strings.ReplaceAll(got, dir+string(filepath.Separator), "DIR/"), version(), "VERSION")
+			got = strings.ReplaceAll(strings.ReplaceAll(got, dir+string(filepath.Separator), "DIR/"), version.Current().String(), "VERSION")
 			golden := filepath.Join("testdata", "command", strings.ReplaceAll(row.name, " ", "-")+".txt")
 			if *update {
 				require.NoError(t, os.MkdirAll(filepath.Dir(golden), 0o755))
@@ -83,6 +84,18 @@ func TestCommandOutsideOfAPod(t *testing.T) {
 	assert.Contains(t, stderr.String(), "hint: outside of a pod, name a kubeconfig with --kubeconfig\n")
 }
 
-func TestVersion(t *testing.T) {
-	assert.Regexp(t, regexp.MustCompile(`^\S+ `+regexp.QuoteMeta(runtime.Version())+`$`), version())
+func TestBuildInfo(t *testing.T) {
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(buildInfo())
+	is := version.Current()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	require.Len(t, families, 1)
+	got := map[string]string{}
+	for _, label := range families[0].GetMetric()[0].GetLabel() {
+		got[label.GetName()] = label.GetValue()
+	}
+	assert.Equal(t, "build_info", families[0].GetName())
+	assert.Equal(t, map[string]string{"version": is.Version, "commit": is.Commit, "goversion": is.Go}, got)
+	assert.InDelta(t, 1, families[0].GetMetric()[0].GetGauge().GetValue(), 0)
 }

@@ -37,6 +37,7 @@ import (
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
 	"github.com/signet-ca/signet/signer"
+	"github.com/signet-ca/signet/version"
 )
 
 // run builds the parts in their order and runs them under one manager until ctx ends. The manager
@@ -57,10 +58,11 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	if err != nil {
 		return err
 	}
-	log.Info("starting", "version", version(), "username", username, "namespace", cfg.Namespace, "issuer", cfg.Issuer.String(), "trust_domain", cfg.CA.TrustDomain.Name())
+	log.Info("starting", "version", version.Current().String(), "username", username, "namespace", cfg.Namespace, "issuer", cfg.Issuer.String(), "trust_domain", cfg.CA.TrustDomain.Name())
 
 	registry := prometheus.NewRegistry()
 	ours := prometheus.WrapRegistererWithPrefix("signet_", registry)
+	ours.MustRegister(buildInfo())
 
 	// ledger: what was issued. It outlasts everything that records.
 	store, err := ledger.Open(ctx, cfg.Ledger, log.With("room", "ledger"), ours)
@@ -168,8 +170,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 
 	probes, metrics := http.NewServeMux(), http.NewServeMux()
-	probes.HandleFunc("/livez", livez)
-	probes.Handle("/readyz", &readiness{
+	ready := &readiness{
 		checks: []check{
 			{"serving certificate", serving.Ready},
 			{"roots", trusting.anchors.Ready},
@@ -180,7 +181,10 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 			{"listener", func(time.Time) (string, error) { return server.Ready() }},
 		},
 		shown: shown,
-	})
+	}
+	ours.MustRegister(ready)
+	probes.HandleFunc("/livez", livez)
+	probes.Handle("/readyz", ready)
 	// The library's registry has what is known of the Go runtime and the process.
 	metrics.Handle("/metrics", promhttp.HandlerFor(prometheus.Gatherers{registry, ctrlmetrics.Registry}, promhttp.HandlerOpts{}))
 	healthServer, err := listenHTTP(ctx, "health", cfg.Health.Listen, ":6060", probes, log)

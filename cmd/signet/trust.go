@@ -97,7 +97,7 @@ func newTrust(cfg Config, name string, config *rest.Config, objects cache.Cache,
 		carriers = carried{t.distributor, cfg.Distribution}
 	}
 	t.rollover = rotation.NewRollover(t.anchors, t.issuing, t.replicas, carriers, t.servedByIstiod, longest, inRotation, reg, recorder)
-	t.expiry = rotation.NewExpiry(t.subjects(cfg, serving, about), t.seen.leaves, recorder, inRotation, reg)
+	t.expiry = rotation.NewExpiry(t.subjects(serving, about), t.seen.leaves, recorder, inRotation, reg)
 	return t, nil
 }
 
@@ -210,7 +210,7 @@ func (t *trust) servedByIstiod() []string {
 }
 
 // subjects are what expires, but for leaves.
-func (t *trust) subjects(cfg Config, serving *rotation.Serving, about corev1.ObjectReference) []func() []rotation.Subject {
+func (t *trust) subjects(serving *rotation.Serving, about corev1.ObjectReference) []func() []rotation.Subject {
 	sources := []func() []rotation.Subject{
 		rotation.ServingSubjects(serving, about),
 		rotation.AnchorSubjects(t.issuers, about),

@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"iter"
 	"strconv"
 	"strings"
@@ -42,7 +42,7 @@ func certificateColumns(now time.Time) []column[api.Certificate] {
 		{title: "SERIAL", wide: true, value: func(c *api.Certificate) string { return c.Serial }},
 		{title: "SANS", wide: true, value: func(c *api.Certificate) string { return strings.Join(c.SANs, ",") }},
 		{title: "NODE", wide: true, value: func(c *api.Certificate) string { return c.Holder.Node }},
-		{title: "KEY", wide: true, value: func(c *api.Certificate) string { return keyOf(c) }},
+		{title: "KEY", wide: true, value: keyOf},
 		{title: "ISSUER", wide: true, value: func(c *api.Certificate) string { return c.Issuer }},
 		{title: "ISSUED", wide: true, value: func(c *api.Certificate) string { return stamp(c.IssuedAt) }},
 		{title: "ENDS", wide: true, value: func(c *api.Certificate) string { return stamp(c.NotAfter) }},
@@ -108,7 +108,7 @@ func parseLength(text string) (time.Duration, error) {
 		}
 	}
 	if err != nil || d <= 0 || d > maxLength {
-		return 0, fmt.Errorf("it must be a length of time above zero and at most 100 years: a number of seconds, or such as 90m, 36h or 7d")
+		return 0, errors.New("it must be a length of time above zero and at most 100 years: a number of seconds, or such as 90m, 36h or 7d")
 	}
 	return d, nil
 }
@@ -203,13 +203,10 @@ func (p *program) listCertificates(ctx context.Context, flags *certificateFlags,
 	}
 	q := &flags.query
 	return lists(ctx, p, k, flags.listFlags, &q.Namespace,
-		func(ctx context.Context, client *api.Client, at api.Page) (page[api.Certificate], error) {
+		func(ctx context.Context, client *api.Client, at api.Page) (*page[api.Certificate], error) {
 			q.Page = at
 			l, err := ask(client, ctx, *q)
-			if err != nil {
-				return page[api.Certificate]{}, err
-			}
-			return page[api.Certificate]{l.List, l.Items}, nil
+			return (*page[api.Certificate])(l), err
 		},
 		func(ctx context.Context, client *api.Client, resume string) iter.Seq2[api.Event[api.Certificate], error] {
 			return client.WatchCertificates(ctx, *q, resume)

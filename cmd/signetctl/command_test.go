@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"regexp"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/version"
 )
 
 const someToken = "eyJhbGciOiJub25lIn0.e30.c2ln"
@@ -83,9 +83,11 @@ func TestPlugin(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	got := run(t, "version")
-	assert.Regexp(t, `^signetctl \S+ `+regexp.QuoteMeta(runtime.Version())+`\n$`, got.out)
-	assert.Equal(t, exitOK, got.code)
+	for _, argument := range []string{"version", "--version"} {
+		got := run(t, argument)
+		assert.Equal(t, "signetctl "+version.Current().String()+"\n", got.out, argument)
+		assert.Equal(t, exitOK, got.code, argument)
+	}
 }
 
 func TestCompletion(t *testing.T) {

@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/transport"
+
+	"github.com/signet-ca/signet/version"
 )
 
 const (
@@ -66,7 +68,7 @@ func (c *credentials) config() (*rest.Config, error) {
 	if err != nil {
 		return nil, &failure{code: exitUsage, err: fmt.Errorf("read the kubeconfig: %w", err), hint: "kubectl config view shows what is read; --kubeconfig and --context choose"}
 	}
-	config.UserAgent = "signetctl/" + strings.Fields(version())[0]
+	config.UserAgent = "signetctl/" + version.Current().Version
 	config.WarningHandler = rest.NoWarnings{}
 	return config, nil
 }

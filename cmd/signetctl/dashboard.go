@@ -54,7 +54,8 @@ func (p *program) showDashboard(ctx context.Context, port uint16, noBrowser bool
 	if err := s.hasPage(connecting); err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		return &failure{code: exitFailed, err: fmt.Errorf("listen for the browser: %w", err), hint: "another --port, or none for any that is free"}
 	}
@@ -198,7 +199,7 @@ func openBrowser(address string) (*browser, error) {
 	case "windows":
 		name, args = "rundll32", []string{"url.dll,FileProtocolHandler", file}
 	}
-	command := exec.Command(name, args...)
+	command := exec.Command(name, args...) //nolint:noctx // the browser may outlive us
 	if err := command.Start(); err != nil {
 		b.remove()
 		return nil, notOpened(err)

@@ -286,7 +286,7 @@ func TestDashboard(t *testing.T) {
 		response, _ = get(prefix + "/away?to=" + url.QueryEscape(to))
 		assert.Equal(t, 502, response.StatusCode, to)
 	}
-	response, text = get(prefix + "/away?to=ui/")
+	_, text = get(prefix + "/away?to=ui/")
 	assert.Equal(t, "the page", text)
 
 	post, err := http.NewRequest(http.MethodPost, "http://"+base.Host+prefix+"/v1/probes", strings.NewReader(`{"service":"x"}`))

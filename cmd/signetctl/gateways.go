@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,12 +89,7 @@ func ofCertificates(g *api.GatewayObject, text func(*api.GatewayCertificate) str
 
 // once adds a text that isn't there yet.
 func once(texts []string, text string) []string {
-	for _, there := range texts {
-		if there == text {
-			return texts
-		}
-	}
-	if text == "" {
+	if text == "" || slices.Contains(texts, text) {
 		return texts
 	}
 	return append(texts, text)
@@ -129,13 +125,10 @@ their listeners are told to show, when the first of these ends, and what somebod
 		RunE: func(c *cobra.Command, _ []string) error {
 			q := api.GatewayQuery{Problems: problems}
 			return lists(c.Context(), p, gatewayKind, flags, &q.Namespace,
-				func(ctx context.Context, client *api.Client, at api.Page) (page[api.GatewayObject], error) {
+				func(ctx context.Context, client *api.Client, at api.Page) (*page[api.GatewayObject], error) {
 					q.Page = at
 					l, err := client.Gateways(ctx, q)
-					if err != nil {
-						return page[api.GatewayObject]{}, err
-					}
-					return page[api.GatewayObject]{l.List, l.Items}, nil
+					return (*page[api.GatewayObject])(l), err
 				},
 				func(ctx context.Context, client *api.Client, resume string) iter.Seq2[api.Event[api.GatewayObject], error] {
 					return client.WatchGateways(ctx, q, resume)

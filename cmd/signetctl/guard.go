@@ -79,11 +79,11 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	inner := strings.TrimPrefix(r.URL.Path, g.path)
-	switch {
-	case inner == r.URL.Path: // the cookie is of this path alone, so nobody comes here with it by chance
+	switch inner {
+	case r.URL.Path: // the cookie is of this path alone, so nobody comes here with it by chance
 		refuse(w, http.StatusNotFound, "there is nothing at this path")
 		return
-	case inner == "" || inner == "/":
+	case "", "/":
 		http.Redirect(w, r, g.path+"/ui/", http.StatusFound)
 		return
 	}
@@ -122,7 +122,7 @@ func (g *guard) open(w http.ResponseWriter, r *http.Request) {
 		g.twice()
 		return
 	}
-	http.SetCookie(w, &http.Cookie{Name: g.cookieName(), Value: g.cookie, Path: g.path + "/", HttpOnly: true, SameSite: http.SameSiteStrictMode})
+	http.SetCookie(w, &http.Cookie{Name: g.cookieName(), Value: g.cookie, Path: g.path + "/", HttpOnly: true, SameSite: http.SameSiteStrictMode}) //nolint:gosec // not Secure: it is plain HTTP on the loopback interface
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
 	_, _ = fmt.Fprintf(w, "<!doctype html><meta charset=utf-8><title>Signet</title><meta http-equiv=refresh content=\"0;url=%[1]s/ui/\"><a href=\"%[1]s/ui/\">Signet</a>\n", g.path)

@@ -23,7 +23,7 @@ var issuanceKind = kind[api.Issuance]{
 		}
 		return stamp(i.Time)
 	},
-	key: func(i *api.Issuance) string { return "" }, // none is ever removed
+	key: func(*api.Issuance) string { return "" }, // none is ever removed
 	columns: func(time.Time) []column[api.Issuance] {
 		return []column[api.Issuance]{
 			{title: "TIME", value: func(i *api.Issuance) string { return stamp(i.Time) }},
@@ -94,13 +94,10 @@ happened. With --follow new lines come as they happen, from now on or from --sin
 			}
 			q.Outcome = api.Outcome(outcome)
 			return lists(c.Context(), p, issuanceKind, flags, &q.Namespace,
-				func(ctx context.Context, client *api.Client, at api.Page) (page[api.Issuance], error) {
+				func(ctx context.Context, client *api.Client, at api.Page) (*page[api.Issuance], error) {
 					q.Page = at
 					l, err := client.Issuances(ctx, q)
-					if err != nil {
-						return page[api.Issuance]{}, err
-					}
-					return page[api.Issuance]{l.List, l.Items}, nil
+					return (*page[api.Issuance])(l), err
 				},
 				func(ctx context.Context, client *api.Client, resume string) iter.Seq2[api.Event[api.Issuance], error] {
 					return client.WatchIssuances(ctx, q, resume)

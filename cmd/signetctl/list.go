@@ -55,7 +55,7 @@ func (l *listFlags) validate() error {
 	return nil
 }
 
-// page is a page of a list; as JSON it is the API's own list.
+// page is a page of a list; as JSON it is the API's own list, which can be converted into it.
 type page[T any] struct {
 	api.List
 	Items []T `json:"items"`
@@ -65,7 +65,7 @@ type page[T any] struct {
 const pageSize = 500
 
 // list shows a list, page by page.
-func list[T any](ctx context.Context, p *program, k kind[T], flags listFlags, ask func(context.Context, *api.Client, api.Page) (page[T], error)) error {
+func list[T any](ctx context.Context, p *program, k kind[T], flags listFlags, ask func(context.Context, *api.Client, api.Page) (*page[T], error)) error {
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
 	s, err := p.connect(ctx)

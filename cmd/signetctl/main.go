@@ -25,8 +25,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"syscall"
@@ -35,6 +33,8 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
+
+	"github.com/signet-ca/signet/version"
 )
 
 // Exit codes.
@@ -120,6 +120,7 @@ Signet is found through the kubeconfig. What is shown is what the user of the ku
 			"describe service cart -n shop   its pods with their certificates"),
 		Annotations:       map[string]string{cobra.CommandDisplayNameAnnotation: p.name},
 		Args:              cobra.NoArgs,
+		Version:           version.Current().String(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return p.check() },
@@ -127,7 +128,9 @@ Signet is found through the kubeconfig. What is shown is what the user of the ku
 			return usage("a verb is missing, such as services")
 		},
 	}
+	root.SetVersionTemplate("signetctl {{.Version}}\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage("%w", err) })
+	root.Flags().Bool("version", false, "print the version and exit")
 	flags := root.PersistentFlags()
 	flags.StringVarP(&p.namespace, "namespace", "n", "", "the `namespace` to ask about; default that of the kubeconfig's context")
 	flags.BoolVarP(&p.all, "all-namespaces", "A", false, "ask about all namespaces that you may see")
@@ -184,28 +187,10 @@ func (p *program) version() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(p.out, "signetctl", version())
+			_, err := fmt.Fprintln(p.out, "signetctl", version.Current())
 			return err
 		},
 	}
-}
-
-// version is the module's version and the commit it was built from, as far as the build recorded them.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	text := info.Main.Version
-	if text == "" || text == "(devel)" {
-		text = "devel"
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-			text += "-" + s.Value[:12]
-		}
-	}
-	return text + " " + runtime.Version()
 }
 
 // output tells errors of writing from those of asking.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -25,7 +26,7 @@ what was issued. It needs the right to create probes.signet.dev in the service's
 		Example: p.examples("probe cart -n shop", "probe edge/gateway --port 443 --tls-name shop.example.com"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
-				return fmt.Errorf("it must be: probe SERVICE")
+				return errors.New("it must be: probe SERVICE")
 			}
 			return nil
 		},

@@ -51,13 +51,10 @@ these ends, how much of its life is left, and what somebody should look at.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			q := api.ServiceQuery{Problems: problems}
 			return lists(c.Context(), p, serviceKind, flags, &q.Namespace,
-				func(ctx context.Context, client *api.Client, at api.Page) (page[api.Service], error) {
+				func(ctx context.Context, client *api.Client, at api.Page) (*page[api.Service], error) {
 					q.Page = at
 					l, err := client.Services(ctx, q)
-					if err != nil {
-						return page[api.Service]{}, err
-					}
-					return page[api.Service]{l.List, l.Items}, nil
+					return (*page[api.Service])(l), err
 				},
 				func(ctx context.Context, client *api.Client, resume string) iter.Seq2[api.Event[api.Service], error] {
 					return client.WatchServices(ctx, q, resume)
@@ -72,7 +69,7 @@ these ends, how much of its life is left, and what somebody should look at.`,
 
 // lists checks what is common to all lists, and then lists or watches.
 func lists[T any](ctx context.Context, p *program, k kind[T], flags listFlags, namespace *string,
-	ask func(context.Context, *api.Client, api.Page) (page[T], error), follow func(context.Context, *api.Client, string) iter.Seq2[api.Event[T], error],
+	ask func(context.Context, *api.Client, api.Page) (*page[T], error), follow func(context.Context, *api.Client, string) iter.Seq2[api.Event[T], error],
 ) (err error) {
 	if err := flags.validate(); err != nil {
 		return err

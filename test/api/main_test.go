@@ -4,7 +4,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"testing"
 
@@ -14,27 +13,8 @@ import (
 // plane is the control plane that all tests of the package share.
 var plane *controlplane.Plane
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	ctx := context.Background()
-	var err error
-	plane, err = controlplane.Start(ctx, controlplane.Config{WithoutCertManager: true})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := 1
-	if err := prepare(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+func TestMain(m *testing.M) {
+	os.Exit(controlplane.Run(m, controlplane.Config{WithoutCertManager: true}, &plane, prepare))
 }
 
 // prepare makes the server's account with its rights, a role that readers get, and the readers.

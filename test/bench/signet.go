@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -28,7 +29,7 @@ func (s *signetSide) open(ctx context.Context, callers int) error {
 		}
 		s.clients = append(s.clients, c)
 		if _, err := c.Create(ctx, meshclient.Ask{}); err == nil {
-			return fmt.Errorf("a request without a token was answered")
+			return errors.New("a request without a token was answered")
 		}
 	}
 	return nil

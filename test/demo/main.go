@@ -1,6 +1,6 @@
 // Demo shows Signet at work: a mesh in miniature on this machine, in which nothing is a stand-in. A
 // real etcd, kube-apiserver and cert-manager are started; cert-manager makes a root and an issuer;
-// Signet runs under its own ServiceAccount with the rights of deploy/rbac.yaml and no others; and for
+// Signet runs under its own ServiceAccount with the rights that the chart has for it and no others; and for
 // each service of a few namespaces runs Istio's pilot-agent, with the token of a Pod of its own, which
 // gets its certificate from Signet and renews it.
 //

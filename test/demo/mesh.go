@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -102,7 +101,7 @@ func (m *mesh) startSignet(ctx context.Context) error {
 		RootPEM:   m.rootPEM,
 		Dir:       dir,
 		// Shorter lives than production should see, so that renewals can be watched.
-		Settings: map[string]any{"ca.lifetime.min": "10s", "distribution.disabled": false},
+		Settings: map[string]any{"ca.lifetime.min": "10s", "distribution.disabled": false}, Readers: true,
 	})
 	if err != nil {
 		return err
@@ -111,20 +110,7 @@ func (m *mesh) startSignet(ctx context.Context) error {
 		return err
 	}
 	m.out.progress("Signet: ready at %s, as ServiceAccount %s/signet", m.signet.CSR(), signetNamespace)
-	return m.allowReaders(ctx)
-}
-
-// allowReaders installs the roles of those who ask the inspection API.
-func (m *mesh) allowReaders(ctx context.Context) error {
-	root, err := process.Root()
-	if err != nil {
-		return err
-	}
-	manifest, err := os.ReadFile(filepath.Join(root, "deploy", "readers.yaml"))
-	if err != nil {
-		return err
-	}
-	return m.plane.Apply(ctx, manifest)
+	return nil
 }
 
 // signetctl runs the operator's command as the administrator, and returns what it prints.
@@ -218,7 +204,7 @@ func (m *mesh) stop() error {
 		m.out.progress("Signet: stopped")
 	}
 	if m.plane != nil {
-		errs = append(errs, m.plane.Stop())
+		errs = append(errs, m.plane.Stop()) //nolint:makezero // behind those of the workloads
 		m.out.progress("control plane: stopped")
 	}
 	return errors.Join(errs...)

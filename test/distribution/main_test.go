@@ -8,8 +8,6 @@
 package distribution
 
 import (
-	"context"
-	"fmt"
 	"os"
 	"testing"
 
@@ -19,24 +17,6 @@ import (
 // plane is the control plane that all tests of the package share.
 var plane *controlplane.Plane
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	var err error
-	plane, err = controlplane.Start(context.Background(), controlplane.Config{WithoutCertManager: true})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := 1
-	if err := prepareAccounts(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+func TestMain(m *testing.M) {
+	os.Exit(controlplane.Run(m, controlplane.Config{WithoutCertManager: true}, &plane, prepareAccounts))
 }

@@ -107,6 +107,31 @@ func TestR2_MeshClientsConnect(t *testing.T) {
 	}
 }
 
+// TestOnlyTLS13: where TLS 1.2 must not be spoken, no endpoint does. Annotations that are configured come with each request.
+func TestOnlyTLS13(t *testing.T) {
+	s := common(t).peer(t, map[string]any{"serving.minTLSVersion": "1.3", "signer.annotations": map[string]string{"example.com/policy": "mesh"}}, nil)
+	caller := s.caller(t)
+	ask := caller.ask(t)
+	issued(t, s.dial(t), ask)
+	requests := s.requestsFor(t, ask.CSR)
+	require.Len(t, requests, 1)
+	assert.Equal(t, "mesh", requests[0].Annotations["example.com/policy"])
+	assert.NotEmpty(t, requests[0].Annotations["istio.cert-manager.io/identities"])
+	refused(t, s.dial(t, meshclient.FIPSTLS()), caller.ask(t), codes.Unavailable)
+	for _, address := range []string{s.CSR(), strings.TrimPrefix(s.APIURL(), "https://")} {
+		for version, spoken := range map[uint16]bool{tls.VersionTLS12: false, tls.VersionTLS13: true} {
+			dialer := &tls.Dialer{Config: &tls.Config{RootCAs: s.roots(t), ServerName: replica.ServerName, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS12, MaxVersion: version}}
+			conn, err := dialer.DialContext(t.Context(), "tcp", address)
+			if spoken {
+				require.NoError(t, err, address)
+				require.NoError(t, conn.Close())
+			} else {
+				require.ErrorContains(t, err, "protocol version", address)
+			}
+		}
+	}
+}
+
 func TestR2_WeakClientsDoNot(t *testing.T) {
 	s := common(t)
 	caller := s.caller(t)

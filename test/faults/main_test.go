@@ -7,7 +7,6 @@
 package faults
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -22,9 +21,7 @@ import (
 // plane is the control plane that the tests share; each has namespaces of its own.
 var plane *controlplane.Plane
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
+func TestMain(m *testing.M) {
 	flag.Parse()
 	// Nearly all of these tests wait, for leases and orphans; the processors are no measure for how many
 	// may do so at once.
@@ -33,20 +30,9 @@ func run(m *testing.M) int {
 	if !set {
 		if err := flag.Set("test.parallel", "12"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			return 1
+			os.Exit(1)
 		}
 	}
 	ctrl.SetLogger(logr.Discard()) // what clients try again is no news here
-	var err error
-	plane, err = controlplane.Start(context.Background(), controlplane.Config{WithoutCertManager: true})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+	os.Exit(controlplane.Run(m, controlplane.Config{WithoutCertManager: true}, &plane, nil))
 }

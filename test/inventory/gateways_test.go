@@ -1,7 +1,6 @@
 package inventory
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/hex"
@@ -9,9 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +25,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/api/inventory"
 	"github.com/signet-ca/signet/setting"
+	"github.com/signet-ca/signet/test/controlplane"
 )
 
 // gatewayRights are what is needed for gateways, beyond rights.
@@ -62,40 +59,10 @@ subjects: [{kind: ServiceAccount, name: %s, namespace: %s}]
 `, gatewayRights, account, account, home))
 }
 
-// definitions are the CustomResourceDefinitions of both gateway APIs, as their modules have them.
-var definitions = sync.OnceValues(func() ([]byte, error) {
-	var all bytes.Buffer
-	for _, from := range []struct{ module, file, name string }{
-		{"sigs.k8s.io/gateway-api", "config/crd/standard/gateway.networking.k8s.io_gateways.yaml", "gateways.gateway.networking.k8s.io"},
-		{"sigs.k8s.io/gateway-api", "config/crd/standard/gateway.networking.k8s.io_referencegrants.yaml", "referencegrants.gateway.networking.k8s.io"},
-		{"istio.io/api", "kubernetes/customresourcedefinitions.gen.yaml", "gateways.networking.istio.io"},
-	} {
-		dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", from.module).Output()
-		if err != nil {
-			return nil, fmt.Errorf("find module %s: %w", from.module, err)
-		}
-		text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), from.file))
-		if err != nil {
-			return nil, err
-		}
-		found := false
-		for document := range strings.SplitSeq(string(text), "\n---\n") {
-			if strings.Contains(document, "\n  name: "+from.name+"\n") {
-				all.WriteString("\n---\n" + document)
-				found = true
-			}
-		}
-		if !found {
-			return nil, fmt.Errorf("%s of %s doesn't define %s", from.file, from.module, from.name)
-		}
-	}
-	return all.Bytes(), nil
-})
-
 // install makes the API server serve both gateway APIs, until the end of the test or the call of what it returns.
 func install(t *testing.T) (remove func()) {
 	t.Helper()
-	text, err := definitions()
+	text, err := controlplane.GatewayDefinitions(t.Context())
 	require.NoError(t, err)
 	remove = sync.OnceFunc(func() {
 		for _, name := range []string{"gateways.gateway.networking.k8s.io", "referencegrants.gateway.networking.k8s.io", "gateways.networking.istio.io"} {

@@ -97,5 +97,5 @@ func run(name string, args []string) error {
 // gone, and a part that is killed must be able to start again anyway.
 func exitOnEOF(r io.Reader) {
 	_, _ = io.Copy(io.Discard, r)
-	os.Exit(1)
+	os.Exit(1) //nolint:revive // as it says
 }

@@ -7,7 +7,6 @@ package probe
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"testing"
@@ -32,27 +31,9 @@ const (
 	nodeIP = "192.0.2.50"
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
+func TestMain(m *testing.M) {
 	ctrl.SetLogger(logr.FromSlogHandler(slog.DiscardHandler)) // or it asks for one
-	ctx := context.Background()
-	var err error
-	if plane, err = controlplane.Start(ctx, controlplane.Config{}); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := 1
-	if err := prepare(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+	os.Exit(controlplane.Run(m, controlplane.Config{}, &plane, prepare))
 }
 
 // prepare makes the issuer, a node, the accounts, and their rights.

@@ -36,7 +36,10 @@ func Start(cmd *exec.Cmd, log string) (*Process, error) {
 	if cmd.Stderr == nil {
 		cmd.Stderr = out
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid = true
 	dieWithParent(cmd.SysProcAttr)
 
 	p := &Process{cmd: cmd, log: log, done: make(chan struct{})}

@@ -144,11 +144,7 @@ func startSignet(ctx context.Context) (err error) {
 	if err := east.Apply(ctx, []byte(auditor)); err != nil {
 		return err
 	}
-	rights, err := manifest("rbac-remote-clusters.yaml", "signet-clusters", secrets, "istio-system", home)
-	if err != nil {
-		return err
-	}
-	if err := east.Apply(ctx, rights); err != nil {
+	if err := east.Namespace(ctx, secrets); err != nil {
 		return err
 	}
 	kubeconfig, err := readerKubeconfig(ctx)

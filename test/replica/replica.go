@@ -1,5 +1,5 @@
 // Package replica runs Signet as it runs in a cluster: the real program (bin/signet) as a process,
-// under its own ServiceAccount, with the rights of deploy/rbac.yaml and no others.
+// under its own ServiceAccount, with the rights that the Helm chart has for its configuration and no others.
 //
 //	r, err := replica.Start(ctx, plane, replica.Config{Namespace: ns, RootPEM: root})
 //	defer r.Stop()
@@ -48,8 +48,11 @@ type Config struct {
 	Settings map[string]any
 	// Kubeconfig overrides that of the ServiceAccount.
 	Kubeconfig string
-	// WithoutRights leaves deploy/rbac.yaml out: only the ServiceAccount is made.
+	// WithoutRights leaves the chart's rights out: only the ServiceAccount is made. It is also for settings that the chart
+	// refuses, as the program does.
 	WithoutRights bool
+	// Readers installs the chart's roles of those who ask the inspection API too. All namespaces share them.
+	Readers bool
 	// DontWait returns as soon as the endpoints listen, ready or not.
 	DontWait bool
 	// Dir is where the configuration and the log are written. Default a directory of its own below the
@@ -79,9 +82,26 @@ func Start(ctx context.Context, plane *controlplane.Plane, cfg Config) (*Replica
 	if err != nil {
 		return nil, err
 	}
-	if err := install(ctx, plane, cfg); err != nil {
+	rights := &holder{} // none
+	if cfg.WithoutRights {
+		err = plane.ServiceAccount(ctx, cfg.Namespace, "signet")
+	} else {
+		rights, err = hold(ctx, plane, cfg)
+	}
+	if err != nil {
 		return nil, err
 	}
+	r, err := run(ctx, plane, binary, cfg)
+	if err != nil {
+		rights.drop()
+		return nil, err
+	}
+	rights.runs(r.proc)
+	return r, nil
+}
+
+// run runs the program, with the rights that it has.
+func run(ctx context.Context, plane *controlplane.Plane, binary string, cfg Config) (r *Replica, err error) {
 	kubeconfig := cfg.Kubeconfig
 	if kubeconfig == "" {
 		if kubeconfig, err = plane.KubeconfigAs(ctx, cfg.Namespace, "signet"); err != nil {
@@ -99,8 +119,12 @@ func Start(ctx context.Context, plane *controlplane.Plane, cfg Config) (*Replica
 		return nil, err
 	}
 
-	r := &Replica{dir: dir, config: path, address: make(map[string]string)}
-	watch := &listening{want: len(endpoints), found: r.address, done: make(chan struct{})}
+	r = &Replica{dir: dir, config: path, address: make(map[string]string)}
+	want := len(endpoints)
+	if api, _ := cfg.settings(dir)["api"].(map[string]any); api["disabled"] == true {
+		want--
+	}
+	watch := &listening{want: want, found: r.address, done: make(chan struct{})}
 	log, err := os.OpenFile(filepath.Join(dir, "signet.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -118,28 +142,13 @@ func Start(ctx context.Context, plane *controlplane.Plane, cfg Config) (*Replica
 	return r, nil
 }
 
-// install makes the ServiceAccount, and the rights of deploy/rbac.yaml for the namespace.
-func install(ctx context.Context, plane *controlplane.Plane, cfg Config) error {
-	if cfg.WithoutRights {
-		return plane.ServiceAccount(ctx, cfg.Namespace, "signet")
-	}
-	root, err := process.Root()
-	if err != nil {
-		return err
-	}
-	manifest, err := os.ReadFile(filepath.Join(root, "deploy", "rbac.yaml"))
-	if err != nil {
-		return err
-	}
-	return plane.Apply(ctx, bytes.ReplaceAll(manifest, []byte("istio-system"), []byte(cfg.Namespace)))
-}
-
-func writeConfig(dir string, cfg Config) (string, error) {
+// settings are what the configuration file has, for a replica that keeps its files in dir.
+func (c Config) settings(dir string) map[string]any {
 	settings := map[string]any{}
-	set(settings, "namespace", cfg.Namespace)
+	set(settings, "namespace", c.Namespace)
 	set(settings, "issuer.name", "istio-ca")
-	if cfg.Issuer != "" {
-		set(settings, "issuer.name", cfg.Issuer)
+	if c.Issuer != "" {
+		set(settings, "issuer.name", c.Issuer)
 	}
 	for _, endpoint := range endpoints {
 		set(settings, endpoint+".listen", "127.0.0.1:0")
@@ -149,17 +158,25 @@ func writeConfig(dir string, cfg Config) (string, error) {
 	set(settings, "shutdown.delay", "100ms")
 	set(settings, "ledger.dir", filepath.Join(dir, "ledger"))
 	set(settings, "distribution.disabled", true) // several meshes share a control plane
-	if len(cfg.RootPEM) > 0 {
-		path := filepath.Join(dir, "roots.pem")
-		if err := os.WriteFile(path, cfg.RootPEM, 0o600); err != nil {
-			return "", err
-		}
-		set(settings, "roots.file", path)
+	if len(c.RootPEM) > 0 {
+		set(settings, "roots.file", filepath.Join(dir, rootsFile))
 	}
-	for path, value := range cfg.Settings {
+	for path, value := range c.Settings {
 		set(settings, path, value)
 	}
-	text, err := yaml.Marshal(settings)
+	return settings
+}
+
+// rootsFile is the name of the file with RootPEM.
+const rootsFile = "roots.pem"
+
+func writeConfig(dir string, cfg Config) (string, error) {
+	if len(cfg.RootPEM) > 0 {
+		if err := os.WriteFile(filepath.Join(dir, rootsFile), cfg.RootPEM, 0o600); err != nil {
+			return "", err
+		}
+	}
+	text, err := yaml.Marshal(cfg.settings(dir))
 	if err != nil {
 		return "", err
 	}
@@ -235,7 +252,7 @@ func (r *Replica) MetricsURL() string { return "http://" + r.address["metrics"] 
 // HealthURL is the base of /livez and /readyz.
 func (r *Replica) HealthURL() string { return "http://" + r.address["health"] }
 
-// APIURL is the base of the inspection API.
+// APIURL is the base of the inspection API, where it isn't disabled.
 func (r *Replica) APIURL() string { return "https://" + r.address["api"] }
 
 // ConfigFile is the path of the configuration file.

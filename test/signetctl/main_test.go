@@ -4,7 +4,6 @@ package signetctl
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"testing"
 
@@ -19,34 +18,15 @@ var (
 	binary string
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	ctx := context.Background()
-	var err error
-	if binary, err = process.Find("signetctl", "SIGNET_CTL"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	if plane, err = controlplane.Start(ctx, controlplane.Config{WithoutCertManager: true}); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := 1
-	if err := prepare(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	} else {
-		code = m.Run()
-	}
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+func TestMain(m *testing.M) {
+	os.Exit(controlplane.Run(m, controlplane.Config{WithoutCertManager: true}, &plane, prepare))
 }
 
-// prepare makes the accounts and what they may do. The Services, pods and roots are made by each test.
-func prepare(ctx context.Context) error {
+// prepare finds the command, and makes the accounts and what they may do. The Services, pods and roots are made by each test.
+func prepare(ctx context.Context) (err error) {
+	if binary, err = process.Find("signetctl", "SIGNET_CTL"); err != nil {
+		return err
+	}
 	for _, namespace := range []string{"istio-system", "people", "alpha", "beta"} {
 		if err := plane.Namespace(ctx, namespace); err != nil {
 			return err

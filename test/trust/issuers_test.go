@@ -115,8 +115,9 @@ func TestIssuerChangeWaitsForNoRequest(t *testing.T) {
 	old.Behave(first.id.String(), testca.Never())
 	hung := make(chan error, 1)
 	began := time.Now()
+	request := first.request(t)
 	go func() {
-		_, err := first.request(t).send(context.Background(), c)
+		_, err := request.send(context.Background(), c)
 		hung <- err
 	}()
 	eventually(t, func() bool { return len(old.Seen(first.id.String())) == 2 }, "the request is with the issuer")
@@ -283,7 +284,7 @@ func TestCircuit(t *testing.T) {
 	open := func() bool { return strings.Contains(readyz(t, r), "Issuer.cert-manager.io/ca-b is in force") }
 	eventually(t, func() bool {
 		for _, w := range workloads {
-			go w.request(t).send(t.Context(), c) //nolint:errcheck // it hangs, or the fallback signs it
+			go w.request(t).send(t.Context(), c) //nolint:errcheck,testifylint // the request is made here; it hangs, or the fallback signs it
 		}
 		time.Sleep(time.Second)
 		return open()

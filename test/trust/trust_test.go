@@ -72,7 +72,7 @@ type mesh struct {
 	roots map[string][]byte // PEM, by issuer
 }
 
-// Names of the issuers, and of the ConfigMaps that deploy/rbac.yaml knows.
+// Names of the issuers, and of the ConfigMaps.
 const (
 	issuerA     = "ca-a"
 	issuerB     = "ca-b"

@@ -100,7 +100,7 @@ func newTab(t *testing.T, url string, expected ...string) *tab {
 	require.NoError(t, chromedp.Listen(ctx, b.heard))
 	t.Cleanup(func() {
 		if !t.Failed() {
-			assert.Equal(t, false, eval[bool](b, `'pwned' in window`), "a name became a script")
+			assert.False(t, eval[bool](b, `'pwned' in window`), "a name became a script")
 			assert.Zero(t, eval[int](b, `document.querySelectorAll('main img, main script, main iframe, main object').length`), "a name became an element")
 		} else if os.Getenv("SIGNET_SCREENSHOTS") != "" {
 			b.picture("failed-" + strings.ReplaceAll(t.Name(), "/", "-"))

@@ -539,7 +539,7 @@ func TestPolicy(t *testing.T) {
 	for _, attempt := range []string{`fetch('https://example.invalid/')`, `fetch('data:,x')`} {
 		assert.True(t, evalLater[bool](b, attempt+`.then(() => false, () => true)`), attempt)
 	}
-	assert.Equal(t, "", eval[string](b, `(() => { const e = document.createElement('p'); e.setAttribute('style', 'color: red'); return e.style.color })()`))
+	assert.Empty(t, eval[string](b, `(() => { const e = document.createElement('p'); e.setAttribute('style', 'color: red'); return e.style.color })()`))
 	resources := eval[[]string](b, `performance.getEntriesByType('resource').map((e) => e.name)`)
 	assert.NotEmpty(t, resources)
 	base := strings.TrimSuffix(shown.url, "ui/")

@@ -491,8 +491,11 @@ func TestR59_AgentWithIstiodAndSignet(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(signet.Stop)
 	w := startWorkload(t, signet.CSR(), istiod.xds(t), oldRoot)
-	own, err := w.agent.Certificate()
-	require.NoError(t, err)
+	var own *meshclient.Certificate
+	eventually(t, "the agent doesn't write all of its files", func(context.Context) (err error) { // the last of them a moment later
+		own, err = w.agent.Certificate()
+		return err
+	})
 	assert.Equal(t, "spiffe://cluster.local/ns/"+w.ns+"/sa/app", own.Leaf.URIs[0].String())
 	issued, err := signet.Metric(t.Context(), "signet_requests_total", map[string]string{"outcome": "issued"})
 	require.NoError(t, err)
