@@ -7,6 +7,7 @@
 //	signetctl describe service|certificate|identity NAME
 //	signetctl probe SERVICE
 //	signetctl dashboard [--no-browser]
+//	signetctl migrate istio-csr -f values.yaml
 //
 // It finds Signet through the kubeconfig: a ready pod of the Service, reached by port-forward, which must prove itself
 // with a certificate under the mesh's roots. Credentials are those of the kubeconfig; where these have no token that could
@@ -140,7 +141,7 @@ Signet is found through the kubeconfig. What is shown is what the user of the ku
 	p.who.flags(flags)
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 
-	root.AddCommand(p.services(), p.certificates(), p.expiring(), p.issuances(), p.gateways(), p.trust(), p.describe(), p.probe(), p.dashboard(), p.version())
+	root.AddCommand(p.services(), p.certificates(), p.expiring(), p.issuances(), p.gateways(), p.trust(), p.describe(), p.probe(), p.dashboard(), p.migrate(), p.version())
 	wrapUsage(root)
 	return root
 }
