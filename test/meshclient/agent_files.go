@@ -95,7 +95,7 @@ func (a *Agent) readCertificate() (*Certificate, error) {
 	opts := x509.VerifyOptions{
 		Roots:         x509.NewCertPool(),
 		Intermediates: x509.NewCertPool(),
-		CurrentTime:   c.Leaf.NotBefore, // whether it has expired is not asked here
+		CurrentTime:   c.Leaf.NotAfter, // whether it has expired is not asked here; some CAs date leaves back to before themselves
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	}
 	for _, anchor := range anchors {
