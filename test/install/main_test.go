@@ -1,0 +1,88 @@
+// Package install shows the Helm chart on a real control plane: Helm's own library installs, upgrades, rolls back and
+// removes it, and what the API server then holds is run.
+//
+// There is no kubelet, no StatefulSet controller and no kube-proxy here, so small ones of our own stand in ([node],
+// [workloads], [front]). A container is the real program in a root directory of its own (chroot), as the user of its
+// security context, with the arguments, the environment and the files that the Pod at the API server gives it; it can write
+// where its volumes are and nowhere else. Two things of a pod need rights that a test may not have, a network and a host
+// name of its own. In their place a pod's address is one of 127.0.0.0/8, and in the configuration file, as it is mounted,
+// the listen addresses are on that host, and replica is the pod's name. All ports are those of the chart.
+//
+// It needs Linux and root.
+package install
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/stretchr/testify/require"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/signet-ca/signet/test/controlplane"
+)
+
+// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
+const patience = 2 * time.Minute
+
+// plane is the control plane that all tests of the package share; each has namespaces of its own.
+var plane *controlplane.Plane
+
+func TestMain(m *testing.M) {
+	// The tests wait for processes and clocks most of the time.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	ctrllog.SetLogger(logr.Discard()) // or it asks for one
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "these tests give containers a root directory and a user of their own: run them as root")
+		return 1
+	}
+	var err error
+	if plane, err = controlplane.Start(context.Background(), controlplane.Config{}); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() {
+		if err := plane.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}()
+	if err := allowEverything(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// eventually asks until look is satisfied, and fails with its last answer.
+func eventually(t *testing.T, what string, look func(ctx context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var last error
+	for {
+		err := look(ctx)
+		if err == nil {
+			return
+		}
+		if ctx.Err() == nil || last == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			require.NoError(t, last, what)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
