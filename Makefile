@@ -88,10 +88,10 @@ unit: gcc
 	$(call say,unit tests)
 	$(GOTEST) ./...
 
-# Three test binaries at a time, because some wait for clocks most of the time; trust, which takes longest, is among the first.
+# Four test binaries at a time, because some wait for clocks most of the time; trust, which takes longest, is among the first.
 controlplane: bin race openssl postgres chromium
 	$(call say,tests on the control plane)
-	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -count=1 -v -p 3 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v /bench | sort -r)
+	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -count=1 -v -p 4 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v /bench | sort -r)
 
 e2e: bin race ## only the tests that drive a running Signet
 	$(call say,tests that drive a running Signet)
@@ -99,7 +99,7 @@ e2e: bin race ## only the tests that drive a running Signet
 
 istio: bin race pilot-discovery
 	$(call say,tests with the clients of istio.io/istio in process and with istiod)
-	cd test/istio && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -count=1 -v -p 2 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...)
+	cd test/istio && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -count=1 -v -p 3 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./...)
 
 prometheus: promtool ## test the alerts and the dashboard with Prometheus' own tool
 	$(call say,tests of alerts and dashboard)

@@ -29,9 +29,9 @@ func fill(value reflect.Value, text string) {
 	case reflect.String:
 		value.SetString(text)
 	case reflect.Struct:
-		for i := range value.NumField() {
-			if value.Field(i).CanSet() {
-				fill(value.Field(i), text)
+		for _, field := range value.Fields() {
+			if field.CanSet() {
+				fill(field, text)
 			}
 		}
 	}

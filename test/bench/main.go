@@ -74,7 +74,8 @@ func main() {
 		}
 		if err := part.measure(); err != nil {
 			fmt.Fprintln(os.Stderr, "error:", err)
-			os.Exit(1)
+			stop()
+			os.Exit(1) //nolint:gocritic // what was deferred has been done
 		}
 	}
 }

@@ -135,7 +135,7 @@ func largePod(n int) corev1.Pod {
 			Namespace: presenceNamespace(n), Name: presenceAccount(n) + "-7d4b9c5f6d-" + strconv.Itoa(n), UID: uuid.NewUUID(), ResourceVersion: strconv.Itoa(n),
 			Labels:        map[string]string{"app": presenceAccount(n), "pod-template-hash": "7d4b9c5f6d", "version": "v1"},
 			Annotations:   map[string]string{"sidecar.istio.io/status": text(500), "kubectl.kubernetes.io/restartedAt": "2026-01-01T00:00:00Z"},
-			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: &metav1.FieldsV1{Raw: []byte(`{"f:` + text(2000) + `":{}}`)}}},
+			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: metav1.NewFieldsV1(`{"f:` + text(2000) + `":{}}`)}},
 		},
 		Spec:   corev1.PodSpec{ServiceAccountName: presenceAccount(n), NodeName: presenceNode(n)},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1"},

@@ -147,7 +147,7 @@ func (b caBuilder) create(ctx context.Context, obj client.Object, ready func() (
 		case "":
 			return errors.New("no condition Ready")
 		default:
-			return fmt.Errorf("Ready is %s: %s", status, message)
+			return fmt.Errorf("condition Ready is %s: %s", status, message)
 		}
 	})
 	if err != nil {

@@ -74,7 +74,7 @@ func smallDisk(t *testing.T) shortage {
 func fill(t *testing.T, r *replica, enough func(err error) bool) []string {
 	t.Helper()
 	var durable []string
-	for n := 0; n < 200_000; n++ {
+	for n := range 200_000 {
 		name := fmt.Sprint("filler ", n)
 		i := issuance(name, time.Now())
 		i.DER = make([]byte, 4000)

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -97,10 +98,8 @@ func parseAnchors(element string) ([]*x509.Certificate, error) {
 		return nil, violated("R42", "anchors: %v", err)
 	}
 	for i, anchor := range anchors {
-		for _, earlier := range anchors[:i] {
-			if anchor.Equal(earlier) {
-				return nil, violated("R44", "anchor %q is in the last element twice", anchor.Subject)
-			}
+		if slices.ContainsFunc(anchors[:i], anchor.Equal) {
+			return nil, violated("R44", "anchor %q is in the last element twice", anchor.Subject)
 		}
 	}
 	return anchors, nil
@@ -110,10 +109,8 @@ func parseAnchors(element string) ([]*x509.Certificate, error) {
 func judgeOrder(leaf *x509.Certificate, intermediates, anchors []*x509.Certificate) error {
 	below := leaf
 	for i, cert := range intermediates {
-		for _, anchor := range anchors {
-			if cert.Equal(anchor) {
-				return violated("R43", "element %d is the root %q", i+1, cert.Subject)
-			}
+		if slices.ContainsFunc(anchors, cert.Equal) {
+			return violated("R43", "element %d is the root %q", i+1, cert.Subject)
 		}
 		if bytes.Equal(cert.RawIssuer, cert.RawSubject) && cert.CheckSignatureFrom(cert) == nil {
 			return violated("R43", "element %d is a root, %q, that is not among the anchors", i+1, cert.Subject)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -345,7 +346,7 @@ func (r *rig) sign(template *testca.Template, name string) (*tls.Certificate, *x
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	require.NoError(r.t, err)
 	template.Key, template.NotBefore, template.NotAfter = key.Public(), time.Now().Add(-30*time.Minute), time.Now().Add(time.Hour)
-	template.SerialNumber, err = rand.Int(rand.Reader, r.other.Cert.PublicKey.(*ecdsa.PublicKey).X)
+	template.SerialNumber, err = rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	require.NoError(r.t, err)
 	if uri, err := url.Parse(name); err == nil && uri.Scheme != "" {
 		template.URIs = []*url.URL{uri}

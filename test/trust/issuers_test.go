@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -48,9 +49,7 @@ func externalFirst(m *mesh, further map[string]any) replica.Config {
 		"roots.configMap.name": rootsMap, "roots.configMap.key": "roots.pem",
 		"issuers.runtime.name": runtimeMap,
 	}
-	for path, value := range further {
-		settings[path] = value
-	}
+	maps.Copy(settings, further)
 	return replica.Config{Namespace: m.ns, Issuer: "any", Settings: settings}
 }
 

@@ -37,7 +37,7 @@ func (w *workload) configured(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("get clusters from the agent: %w", err)
 	}
-	if answer.TypeUrl != clusters || len(answer.Resources) == 0 {
+	if answer.GetTypeUrl() != clusters || len(answer.GetResources()) == 0 {
 		return errors.New("istiod sent no clusters")
 	}
 	return nil
