@@ -9,7 +9,9 @@ if [ -z "${COMMIT+set}" ]; then
 	COMMIT=$(git rev-parse HEAD)
 	[ -z "$(git status --porcelain)" ] || COMMIT=$COMMIT-dirty
 fi
-: "${DATE=$(TZ=UTC git show -s --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ HEAD)}"
+if [ -z "${DATE+set}" ]; then
+	DATE=$(TZ=UTC git show -s --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ HEAD)
+fi
 for value in "$VERSION" "$COMMIT" "$DATE"; do
 	case $value in
 	*[!A-Za-z0-9.:+-]*)

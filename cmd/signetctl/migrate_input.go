@@ -16,14 +16,18 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	yamlv3 "go.yaml.in/yaml/v3"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 )
 
-// maxInputBytes bounds one file that is read.
-const maxInputBytes = 4 << 20
+// maxInputBytes bounds one file that is read, and maxWrittenOut what its aliases make of a document.
+const (
+	maxInputBytes = 4 << 20
+	maxWrittenOut = 4 * maxInputBytes
+)
 
 // istioCSR is an installation of istio-csr: what its values, its Deployment or its command line say, and its defaults for
 // the rest.
@@ -94,6 +98,10 @@ func readDocuments(name string, in io.Reader) ([]document, error) {
 
 // readDocument is nil for one that holds nothing.
 func readDocument(name string, text []byte) (*document, error) {
+	var node yamlv3.Node
+	if yamlv3.Unmarshal(text, &node) == nil && bytesOf(&node, make(map[*yamlv3.Node]int)) > maxWrittenOut {
+		return nil, fmt.Errorf("%s has more than %d bytes where its aliases stand for what they mean", name, maxWrittenOut)
+	}
 	asJSON, err := yaml.YAMLToJSONStrict(text)
 	if err != nil {
 		return nil, fmt.Errorf("%s: not YAML: %w", name, err)
@@ -111,6 +119,24 @@ func readDocument(name string, text []byte) (*document, error) {
 		return &document{name, withNumbers(value).(map[string]any), asJSON}, nil
 	}
 	return nil, fmt.Errorf("%s: it holds no map of values, and no Deployment", name)
+}
+
+// bytesOf is about how long a node is with all aliases written out, and more than [maxWrittenOut] where it is longer or is
+// within itself. Known are those that were measured.
+func bytesOf(n *yamlv3.Node, known map[*yamlv3.Node]int) int {
+	if size, ok := known[n]; ok {
+		return size
+	}
+	known[n] = maxWrittenOut + 1 // meanwhile
+	size := len(n.Value) + 1
+	if n.Alias != nil {
+		size += bytesOf(n.Alias, known)
+	}
+	for _, below := range n.Content {
+		size = min(size+bytesOf(below, known), maxWrittenOut+1)
+	}
+	known[n] = size
+	return size
 }
 
 // withNumbers turns the numbers of JSON into those of Go.
@@ -245,10 +271,11 @@ func lookUp(values map[string]any, path string) (any, bool) {
 func unknownValues(values map[string]any, prefix string, known []string) (unknown, wrong []string) {
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		path := prefix + key
-		if slices.Contains(known, path) {
+		dotted := strings.Contains(key, ".") // one key, though it looks like a path
+		if slices.Contains(known, path) && !dotted {
 			continue
 		}
-		if !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, path+".") }) {
+		if dotted || !slices.ContainsFunc(known, func(k string) bool { return strings.HasPrefix(k, path+".") }) {
 			unknown = append(unknown, path)
 			continue
 		}
@@ -335,6 +362,8 @@ func (c *istioCSR) setValue(f csrFlag, value any) error {
 		items = []any{value}
 	} else if f.kind != flagList {
 		return errors.New("a list stands where one value is expected")
+	} else if len(items) == 0 {
+		items = []any{""} // takes the default's place
 	}
 	for _, item := range items {
 		text, ok := scalar(item)
@@ -418,6 +447,11 @@ func (c *istioCSR) readDeployment(d *appsv1.Deployment, container *corev1.Contai
 		args = append(slices.Clone(container.Command[1:]), args...)
 	}
 	problems = c.readFlags(args)
+	for _, arg := range args {
+		if strings.Contains(arg, "$(") {
+			problems = append(problems, fmt.Sprintf("argument %q: it takes a variable; write its value into the manifest", arg))
+		}
+	}
 	for _, variable := range container.Env {
 		switch {
 		case variable.Name != "TOKEN_AUDIENCES":
@@ -442,7 +476,7 @@ func (c *istioCSR) readDeployment(d *appsv1.Deployment, container *corev1.Contai
 		}
 	}
 	slices.Sort(c.further)
-	c.name, c.user = d.Name, d.Spec.Template.Spec.ServiceAccountName
+	c.name, c.user = d.Name, cmp.Or(d.Spec.Template.Spec.ServiceAccountName, d.Spec.Template.Spec.DeprecatedServiceAccount, "default")
 	if d.Namespace != "" {
 		c.namespace = d.Namespace
 	}

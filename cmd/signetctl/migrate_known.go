@@ -144,6 +144,8 @@ func (k valueKind) fits(value any) bool {
 		return true
 	case bool:
 		return k == valueBool || k == valueText || k == valueAny
+	case float64: // as a tag 1.10 is, without quotes
+		return k == valueText || k == valueAny
 	case int64:
 		return k == valueNumber || k == valueText || k == valueAny
 	case string:

@@ -158,6 +158,8 @@ func TestMigrateRefuses(t *testing.T) {
 	}{
 		"unknown value":           {text: "app: {tls: {trustdomain: x}}", want: "istio-csr v0.17.0 doesn't know app.tls.trustdomain"},
 		"all unknown values":      {text: "agent: {x: 1}\napp: {tls: {a: 1}}\nreplicas: 2", want: "doesn't know agent, app.tls.a, replicas"},
+		"a path for a key":        {text: "app.tls.trustDomain: x\napp: {tls.rootCAFile: x}", want: "doesn't know app.tls.rootCAFile, app.tls.trustDomain"},
+		"a path for a map's key":  {text: "app.tls: {trustDomain: x}", want: "doesn't know app.tls\n"},
 		"unknown flags":           {args: []string{"--", "--trustdomain=x", "-zx", "--issuer", "y"}, want: "doesn't know --trustdomain, -zx, --issuer"},
 		"a value for a map":       {text: "app: 1", want: "app: a map of values is expected"},
 		"a null for all":          {text: "app: {tls: null}", want: "app.tls: a map of values is expected"},
@@ -187,7 +189,12 @@ func TestMigrateRefuses(t *testing.T) {
 		"istiod's name":           {args: []string{"--", "--istiod-cert-enabled", "--istiod-cert-name=A"}, want: "it is no name of a Certificate"},
 		"istiod's namespace":      {args: []string{"--", "--istiod-cert-enabled", "--istiod-cert-namespace=A", "--issuer-kind=ClusterIssuer"}, want: "it is no name of a namespace"},
 		"revision":                {text: "app: {istio: {revisions: [A]}}", want: `"A" is no revision`},
-		"no DNS name":             {text: "app: {tls: {certificateDNSNames: []}}", args: []string{"--", "--serving-certificate-dns-names="}, want: "there must be one"},
+		"no DNS name":             {text: "app: {tls: {certificateDNSNames: []}}", want: "there must be one"},
+		"no DNS name by flag":     {args: []string{"--", "--serving-certificate-dns-names="}, want: "there must be one"},
+		"aliases":                 {text: "x: &x '" + strings.Repeat("x", 1<<20) + "'\ny: [" + strings.Repeat("*x,", 20) + "]", want: "where its aliases stand for what they mean"},
+		"an alias within itself":  {text: "x: &x [*x]", want: "where its aliases stand for what they mean"},
+		"a variable":              {text: csrDeployment("args: [--issuer-name, $(ISSUER)]"), want: `argument "$(ISSUER)": it takes a variable`},
+		"own namespace":           {args: []string{"-n", "a:b", "--", "-d"}, want: `"system:serviceaccount:a:b:cert-manager-istio-csr": it is no ServiceAccount`},
 		"serving lifetime":        {text: "app: {tls: {certificateDuration: 5s}}", want: "Signet takes 10s to 87600h"},
 		"address":                 {args: []string{"--", "--serving-address=6443"}, want: "it is no address to listen on"},
 		"loopback":                {text: "app: {server: {serving: {address: 127.0.0.1}}}", want: "nobody outside of the pod reaches it"},
@@ -209,7 +216,7 @@ func TestMigrateRefuses(t *testing.T) {
 		"another Deployment":      {text: "apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: other, image: other}]}}}", want: "no Deployment with a container of istio-csr"},
 		"a broken Deployment":     {text: "apiVersion: apps/v1\nkind: Deployment\nspec: [1]", want: "Deployment: json"},
 		"two Deployments":         {text: strings.Repeat("apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: istio-csr}]}}}\n---\n", 2), want: "several containers of istio-csr"},
-		"audiences from afar":     {text: "apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: istio-csr, env: [{name: TOKEN_AUDIENCES, valueFrom: {fieldRef: {fieldPath: a}}}]}]}}}", want: "env TOKEN_AUDIENCES"},
+		"audiences from afar":     {text: csrDeployment("env: [{name: TOKEN_AUDIENCES, valueFrom: {fieldRef: {fieldPath: a}}}]"), want: "env TOKEN_AUDIENCES"},
 		"values and a manifest":   {text: "app: {}\n---\napiVersion: v1\nkind: Service", want: "values and a manifest were given"},
 		"an argument to a flag":   {args: []string{"--", "server"}, want: `"server": istio-csr takes flags only`},
 	} {
@@ -283,6 +290,34 @@ func TestMigrateReads(t *testing.T) {
 	assert.Equal(t, want, read, "standard input")
 	err = p.migrateFrom(bytes.NewReader(in), migrateFlags{files: []string{"-", "-"}, output: outputValues}, nil)
 	assert.ErrorContains(t, err, "standard input can be read once")
+}
+
+// csrDeployment is one with such a container.
+func csrDeployment(container string) string {
+	return "apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: istio-csr, " + container + "}]}}}"
+}
+
+// TestMigrateAccount: who is allowed while both run is the account that istio-csr has.
+func TestMigrateAccount(t *testing.T) {
+	alone(t)
+	for field, account := range map[string]string{"": "default", "serviceAccountName: a, ": "a", "serviceAccount: b, ": "b"} {
+		file := filepath.Join(t.TempDir(), "in.yaml")
+		text := strings.Replace(csrDeployment("image: x"), "containers:", field+"containers:", 1)
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+		got := values(t, "-f", file, "-n", "old")
+		allowed := got["admissionPolicy"].(map[string]any)["allowed"].(map[string]any)
+		assert.Equal(t, []any{"system:serviceaccount:old:" + account}, allowed["users"])
+	}
+}
+
+// TestMigrateNumbers: what has no quotes is read as Helm writes it.
+func TestMigrateNumbers(t *testing.T) {
+	alone(t)
+	file := filepath.Join(t.TempDir(), "in.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("image: {tag: 1.10}\napp: {server: {clusterID: 7}, tls: {servingTLSMinVersion: 1.3}}"), 0o600))
+	config := values(t, "-f", file)["config"].(map[string]any)
+	assert.Equal(t, "7", config["clusterID"])
+	assert.Equal(t, "1.3", config["serving"].(map[string]any)["minTLSVersion"])
 }
 
 // TestMigrateUnmounted: a root file that no volume holds is told of, since Signet's chart refuses it.

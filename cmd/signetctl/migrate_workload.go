@@ -89,6 +89,9 @@ func (m *migration) aliases() {
 // guard lets istio-csr go on while it runs beside Signet, whose chart lets nobody else ask the mesh's issuers.
 func (m *migration) guard() {
 	user := "system:serviceaccount:" + m.csr.namespace + ":" + m.csr.account()
+	if len(validation.IsDNS1123Label(m.csr.namespace)) != 0 || len(validation.IsDNS1123Subdomain(m.csr.account())) != 0 {
+		m.problems = append(m.problems, fmt.Sprintf("%q: it is no ServiceAccount", user))
+	}
 	m.values.set("admissionPolicy.allowed.users", []any{user}, "while istio-csr runs beside Signet; take it out when istio-csr is gone")
 	m.add(todo, "who else uses the issuer", "", "admissionPolicy", fmt.Sprintf("only Signet, cert-manager and those allowed may ask the mesh's issuers from now on. istio-csr (%s) is allowed: take it out at the end. "+
 		"If others do too, such as Certificates of gateways, allow who makes them, or look first with admissionPolicy.actions: [Warn, Audit]", user))
@@ -136,6 +139,9 @@ func (m *migration) service() {
 			m.values.set("service.apiPort", 9443, "Signet's own default, 8443, is taken by service.port")
 			m.add(changes, "port of the inspection API", "", "service.apiPort", "9443, since 8443 is taken; signetctl is told by --signet-port 9443")
 		}
+	}
+	if !m.csr.fromValues {
+		m.add(todo, "Service "+m.csr.name, "", "service.port", "its port and type are not told by a Deployment or flags; where running pods ask at another port than 443 (caAddress), set service.port to that")
 	}
 	m.tell("service.nodePort", todo, "service.nodePort", "left out while istio-csr has it; set it when istio-csr is gone")
 	m.tell("nameOverride", dropped, "", "Signet's objects are named signet; fullnameOverride and config.serving.service would change that")

@@ -140,6 +140,32 @@ func TestCompileIsReproducible(t *testing.T) {
 	assert.Equal(t, "v9.9.9 (commit 0123-dirty, 2026-01-02T03:04:05Z, "+runtime.Version()+", "+runtime.GOOS+"/"+runtime.GOARCH+")\n", string(told))
 }
 
+// TestVersionScript: where there is no repository, what isn't told is an error, and never empty.
+func TestVersionScript(t *testing.T) {
+	tree := filepath.Join(t.TempDir(), "a tree")
+	require.NoError(t, os.MkdirAll(filepath.Join(tree, "release"), 0o755))
+	text, err := os.ReadFile(filepath.Join("..", "version.sh"))
+	require.NoError(t, err)
+	script := filepath.Join(tree, "release", "version.sh")
+	require.NoError(t, os.WriteFile(script, text, 0o755))
+	tell := func(env ...string) (string, error) {
+		command := exec.CommandContext(t.Context(), "sh", script)
+		command.Env = append([]string{"PATH=" + os.Getenv("PATH"), "GIT_CEILING_DIRECTORIES=" + filepath.Dir(tree)}, env...)
+		out, err := command.Output()
+		return string(out), err
+	}
+	out, err := tell("VERSION=v1.2.3", "COMMIT=0123", "DATE=2026-01-02T03:04:05Z")
+	require.NoError(t, err)
+	assert.Equal(t, "export VERSION=v1.2.3 COMMIT=0123 DATE=2026-01-02T03:04:05Z\n", out)
+	for _, env := range [][]string{
+		nil, {"VERSION=v1.2.3", "COMMIT=0123"}, {"VERSION=v1.2.3", "DATE=2026-01-02T03:04:05Z"}, {"VERSION=$(id)", "COMMIT=0123", "DATE="},
+	} {
+		out, err := tell(env...)
+		assert.Error(t, err, env)
+		assert.Empty(t, out, env)
+	}
+}
+
 // TestDockerfile: the image is built as releases are, by a version of Go that go.mod allows.
 func TestDockerfile(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "..", "Dockerfile"))

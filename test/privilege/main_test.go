@@ -10,7 +10,6 @@ package privilege
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -32,30 +31,14 @@ var (
 	everybody []grant
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
+func TestMain(m *testing.M) {
 	ctrl.SetLogger(logr.FromSlogHandler(slog.DiscardHandler)) // or it asks for one
-	ctx := context.Background()
-	var err error
-	if plane, err = controlplane.Start(ctx, controlplane.Config{Audit: true}); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	audit = newAuditLog(plane.AuditLog())
-	code := 1
-	if err = prepare(ctx); err == nil {
-		code = m.Run()
-	}
-	if err := errors.Join(err, plane.Stop()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+	os.Exit(controlplane.Run(m, controlplane.Config{Audit: true}, &plane, prepare))
 }
 
 // prepare installs the APIs of gateways, and what the tests share.
 func prepare(ctx context.Context) error {
+	audit = newAuditLog(plane.AuditLog())
 	definitions, err := controlplane.GatewayDefinitions(ctx)
 	if err != nil {
 		return err

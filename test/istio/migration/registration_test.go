@@ -43,7 +43,7 @@ func TestIstiodBecomesRegistrationAuthority(t *testing.T) {
 	net.point(istiodAddress, before.address)
 
 	// A CertificateSigningRequest can't ask for less than ten minutes, so it is renewed after a small part of that.
-	long := pods{net: net, ca: istiodAddress, roots: root, ttl: 10 * time.Minute, ratio: afterFourSeconds(10 * time.Minute)}
+	long := pods{net: net, ca: istiodAddress, roots: root, ttl: 10 * time.Minute}
 	long.name = "shop"
 	shop := startWorkload(t, long)
 	long.name = "cart"
@@ -100,7 +100,8 @@ func TestIstiodBecomesRegistrationAuthority(t *testing.T) {
 	awaitRenewals(t, shop, cart)
 	talk.awaitPairs(t, signet, signet)
 	talk.end(t, line)
-	assert.Equal(t, started, []int{shop.pid(), cart.pid()}, "other processes")
+	ended := []int{shop.pid(), cart.pid()}
+	assert.Equal(t, started, ended, "other processes")
 	noneFailed(t, line, shop, cart)
 	issued, err := r.Metric(ctx, "signet_requests_total", map[string]string{"outcome": "issued"})
 	require.NoError(t, err)

@@ -99,7 +99,7 @@ func intoLiveMesh(t *testing.T, line timeline, m *mesh, backend string, old sign
 	net := m.reach(t, backend)
 	shop := startWorkload(t, pods{name: "shop", net: net, ca: istioCSRAddress, roots: m.root})
 	// The one is later than the other, so that for a while one has a certificate of either.
-	cart := startWorkload(t, pods{name: "cart", net: net, ca: istioCSRAddress, roots: m.root, ttl: 16 * time.Second, ratio: "0.6"})
+	cart := startWorkload(t, pods{name: "cart", net: net, ca: istioCSRAddress, roots: m.root, pause: 6 * time.Second})
 	started := []int{shop.pid(), cart.pid()}
 	line.say("shop (process %d) has one of %s", shop.pid(), holds(shop.awaitSigner(t, old), old))
 	talk := talk(t, shop, cart, old, m.signet)
@@ -123,7 +123,8 @@ func intoLiveMesh(t *testing.T, line timeline, m *mesh, backend string, old sign
 	}
 	awaitRenewals(t, shop, cart)
 	talk.end(t, line)
-	assert.Equal(t, started, []int{shop.pid(), cart.pid()}, "other processes")
+	ended := []int{shop.pid(), cart.pid()}
+	assert.Equal(t, started, ended, "other processes")
 	noneFailed(t, line, shop, cart)
 }
 
@@ -133,7 +134,7 @@ func TestForgottenName(t *testing.T) {
 	line := begin(t)
 	net := shared.reach(t, shared.old.address)
 	// What it holds lasts until the test has ended.
-	w := startWorkload(t, pods{name: "shop", net: net, ca: forgottenAddress, roots: shared.root, ttl: hour, ratio: afterFourSeconds(hour)})
+	w := startWorkload(t, pods{name: "shop", net: net, ca: forgottenAddress, roots: shared.root, ttl: hour})
 	before := w.tally()
 	assert.Zero(t, before.failed)
 	net.point(forgottenAddress, shared.replica.CSR())

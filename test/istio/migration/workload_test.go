@@ -2,6 +2,7 @@ package migration
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,10 +30,9 @@ type pods struct {
 	net   *network
 	ca    string // caAddress
 	roots []byte // of istio-ca-root-cert when they start, PEM
-	// ttl is how long certificates are asked for, and ratio what part of that is left when they are renewed.
-	// Default 16s and 0.75, so that they are renewed every four seconds, and an agent that is late has twelve.
-	ttl   time.Duration
-	ratio string
+	// ttl is how long certificates are asked for, and pause after what time they are renewed. Default two minutes and four
+	// seconds, so that an agent that is late, as it may be on a loaded machine, holds a good one all the same.
+	ttl, pause time.Duration
 	// labels of the namespace.
 	labels map[string]string
 }
@@ -112,10 +112,8 @@ func (w *workload) newPod(t *testing.T) *meshclient.Agent {
 	dir, err := os.MkdirTemp("", "agent") // the paths of sockets are short
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, os.RemoveAll(dir)) })
-	ttl, ratio := w.ttl, w.ratio
-	if ttl == 0 {
-		ttl, ratio = 16*time.Second, "0.75"
-	}
+	ttl, pause := cmp.Or(w.ttl, 2*time.Minute), cmp.Or(w.pause, 4*time.Second)
+	ratio := fmt.Sprintf("%.6f", 1-pause.Seconds()/ttl.Seconds()) // the part that is left then
 	agent, err := meshclient.StartAgent(t.Context(), meshclient.AgentConfig{
 		Address: ca, Roots: roots, Token: token, ID: w.id, TTL: ttl, Dir: dir,
 		Env: []string{"HTTPS_PROXY=" + w.net.url, "SECRET_GRACE_PERIOD_RATIO=" + ratio, "SECRET_GRACE_PERIOD_RATIO_JITTER=0"},
@@ -294,8 +292,3 @@ func noneFailed(t *testing.T, line timeline, workloads ...*workload) {
 
 // hour is a lifetime that lasts longer than any test.
 const hour = time.Hour
-
-// afterFourSeconds is the ratio with which certificates of some lifetime are renewed every four seconds.
-func afterFourSeconds(lifetime time.Duration) string {
-	return fmt.Sprintf("%.6f", 1-float64(4*time.Second)/float64(lifetime))
-}
