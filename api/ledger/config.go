@@ -46,7 +46,7 @@ type PostgresConfig struct {
 type RetentionConfig struct {
 	// Age is how old a record becomes. Default 2160h (90 days), at least 1h.
 	Age setting.Duration `json:"age,omitempty"`
-	// Rows is how many issuances are kept at most, the youngest. Default 5000000 (about 7 GiB), at least
+	// Rows is how many issuances are kept at most, the youngest. Default 5000000 (about 8 GiB), at least
 	// 1000.
 	Rows int `json:"rows,omitempty"`
 }

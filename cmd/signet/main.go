@@ -1,6 +1,6 @@
 // Signet is the certificate authority between cert-manager and an Istio mesh: sidecars, ztunnel,
 // gateways and VMs ask it for certificates over Istio's own protocol, it proves who they are by their
-// service account tokens, and has cert-manager sign.
+// tokens or by the certificates that it gave them, and has cert-manager sign.
 //
 // Usage:
 //
@@ -13,6 +13,7 @@
 // Ports, unless configured otherwise:
 //
 //	6443  gRPC over TLS: istio.v1.auth.IstioCertificateService, health, reflection
+//	8443  HTTPS: the inspection API, and its page at /ui
 //	9402  HTTP: /metrics
 //	6060  HTTP: /livez, /readyz
 //

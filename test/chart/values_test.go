@@ -115,6 +115,7 @@ func TestSchema(t *testing.T) {
 		}
 	}
 	if *update {
+		setRequired(t, schema)
 		text, err := json.MarshalIndent(schema, "", "  ")
 		require.NoError(t, err)
 		require.NoError(t, os.WriteFile(path, append(text, '\n'), 0o644))
@@ -127,6 +128,7 @@ func TestSchema(t *testing.T) {
 	for _, v := range described(t) {
 		known = append(known, v.String())
 	}
+	required := requiredValues(t)
 	var found []string
 	var walk func(schema map[string]any, path string)
 	walk = func(schema map[string]any, path string) {
@@ -135,6 +137,7 @@ func TestSchema(t *testing.T) {
 			return
 		}
 		assert.Equal(t, false, schema["additionalProperties"], "%s is open", path)
+		assert.Equal(t, required[path], schema["required"], "%s: go test ./chart -update writes it", path)
 		for name, below := range properties {
 			at := strings.TrimPrefix(path+"."+name, ".")
 			found = append(found, at)
@@ -146,6 +149,102 @@ func TestSchema(t *testing.T) {
 	loaded, err := Load()
 	require.NoError(t, err)
 	assert.NoError(t, util.ValidateAgainstSingleSchema(loaded.Values, without(t, loaded.Schema, "definitions")), "values.yaml itself, but for config")
+}
+
+// requiredValues are the names of the values that may not be null, of each group. Helm takes null for "without the default":
+// with replicas there would be none, without admissionPolicy.enabled no policy, and without a group the templates fail.
+func requiredValues(t *testing.T) map[string]any {
+	t.Helper()
+	required := make(map[string]any)
+	for _, v := range described(t) {
+		var is any
+		require.NoError(t, v.node.Decode(&is))
+		list, isList := is.([]any)
+		_, isObject := is.(map[string]any)
+		kinds, _ := v.schema["type"].([]any)
+		empty := slices.Contains(kinds, any("null")) || is == nil || is == "" || is == false || is == 0 || isObject || isList && len(list) == 0
+		if v.leaf && empty {
+			continue
+		}
+		group := strings.Join(v.path[:len(v.path)-1], ".")
+		names, _ := required[group].([]any)
+		names = append(names, v.path[len(v.path)-1])
+		slices.SortFunc(names, func(a, b any) int { return strings.Compare(a.(string), b.(string)) })
+		required[group] = names
+	}
+	return required
+}
+
+// setRequired writes them into the schema.
+func setRequired(t *testing.T, schema map[string]any) {
+	t.Helper()
+	required := requiredValues(t)
+	var walk func(schema map[string]any, path string)
+	walk = func(schema map[string]any, path string) {
+		properties, ok := schema["properties"].(map[string]any)
+		if !ok {
+			return
+		}
+		delete(schema, "required")
+		if names, ok := required[path]; ok {
+			schema["required"] = names
+		}
+		for name, below := range properties {
+			walk(below.(map[string]any), strings.TrimPrefix(path+"."+name, "."))
+		}
+	}
+	walk(schema, "")
+}
+
+// TestNull: a value that is null, as one of which nothing is written is in YAML, is refused where it has a default, and is
+// otherwise like an empty one.
+func TestNull(t *testing.T) {
+	for name, want := range map[string]string{
+		"replicas":                                   "at '': missing property 'replicas'",
+		"admissionPolicy":                            "at '': missing property 'admissionPolicy'",
+		"admissionPolicy.enabled":                    "at '/admissionPolicy': missing property 'enabled'",
+		"networkPolicy.apiServer.ports":              "at '/networkPolicy/apiServer': missing property 'ports'",
+		"ledger.volume.accessModes":                  "at '/ledger/volume': missing property 'accessModes'",
+		"autoscaling.targetCPUUtilizationPercentage": "missing property 'targetCPUUtilizationPercentage'",
+	} {
+		_, err := Render("istio-system", mergedWith(configOf(t, good), under(strings.Split(name, "."), nil)))
+		assert.ErrorContains(t, err, want, name)
+	}
+
+	loaded, err := Load()
+	require.NoError(t, err)
+	required := requiredValues(t)
+	nulls := configOf(t, good, "config: {namespace: mesh}\nautoscaling: {enabled: true}\nmetrics: {dashboard: {enabled: true}, serviceMonitor: {enabled: true}, prometheusRule: {enabled: true}}")
+	empties := copied(t, nulls)
+	filled := 0
+	for _, v := range described(t) {
+		names, _ := required[strings.Join(v.path[:len(v.path)-1], ".")].([]any)
+		kinds, _ := v.schema["type"].([]any)
+		if !v.leaf || v.String() == "config" || slices.Contains(kinds, any("null")) || slices.Contains(names, any(v.path[len(v.path)-1])) || valueAt(nulls, v.path) != nil {
+			continue
+		}
+		var empty any
+		require.NoError(t, v.node.Decode(&empty))
+		if was, ok := empty.(map[string]any); ok {
+			emptied := make(map[string]any)
+			for name := range was { // Helm adds to an empty one what the default has
+				emptied[name] = nil
+				filled++
+			}
+			empty = emptied
+		}
+		nulls, empties = mergedWith(nulls, under(v.path, nil)), mergedWith(empties, under(v.path, empty))
+	}
+	assert.Positive(t, filled)
+	assert.Equal(t, all(t, loaded, empties), all(t, loaded, nulls))
+}
+
+// under puts a value where path leads.
+func under(path []string, value any) map[string]any {
+	for _, name := range slices.Backward(path) {
+		value = map[string]any{name: value}
+	}
+	return value.(map[string]any)
 }
 
 // without is a schema in which config can be anything.
@@ -277,10 +376,7 @@ func TestValuesMatter(t *testing.T) {
 		} else {
 			other, marked = unlike(t, v, had, marker)
 		}
-		change := map[string]any{v.path[len(v.path)-1]: other}
-		for _, name := range slices.Backward(v.path[:len(v.path)-1]) {
-			change = map[string]any{name: change}
-		}
+		change := under(v.path, other)
 		if marked && set == "{}" { // these are all tried at once
 			merge(together, change)
 			markers[marker] = v

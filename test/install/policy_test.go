@@ -210,6 +210,9 @@ func TestAdmissionPolicy(t *testing.T) {
 		{"named to the policy", g.other, ref{Name: extra, Kind: "ClusterIssuer"}, "clusterissuers.cert-manager.io/" + extra, true},
 		{"of another group", g.ns, ref{Name: hsm, Kind: "HSMIssuer", Group: "issuers.example.com"}, "hsmissuers.issuers.example.com/" + g.ns + "." + hsm, true},
 		{"of another group, from elsewhere", g.other, ref{Name: hsm, Kind: "HSMIssuer", Group: "issuers.example.com"}, "hsmissuers.issuers.example.com/" + hsm, true},
+		// Controllers there are that take a kind which they don't know, or none, for the one of their issuers.
+		{"of another group, without a kind", g.ns, ref{Name: hsm, Group: "issuers.example.com"}, "", true},
+		{"another kind of another group", g.ns, ref{Name: hsm, Kind: "Other", Group: "issuers.example.com"}, "", true},
 
 		{"Issuer of the same name elsewhere", g.other, ref{Name: "istio-ca"}, "issuers.cert-manager.io/" + g.other + ".istio-ca", false},
 		{"another name", g.ns, ref{Name: "web"}, "issuers.cert-manager.io/" + g.ns + ".web", false},
@@ -217,7 +220,7 @@ func TestAdmissionPolicy(t *testing.T) {
 		{"ClusterIssuer of the Issuer's name", g.ns, ref{Name: "istio-ca", Kind: "ClusterIssuer"}, "clusterissuers.cert-manager.io/istio-ca", false},
 		{"Issuer of the ClusterIssuer's name", g.ns, ref{Name: gold, Kind: "Issuer"}, "issuers.cert-manager.io/" + g.ns + "." + gold, false},
 		{"another group", g.ns, ref{Name: "istio-ca", Kind: "Issuer", Group: "issuers.example.com"}, "issuers.issuers.example.com/" + g.ns + ".istio-ca", false},
-		{"another kind of that group", g.ns, ref{Name: hsm, Kind: "Other", Group: "issuers.example.com"}, "", false},
+		{"another name of another group", g.ns, ref{Name: hsm + "-2", Kind: "HSMIssuer", Group: "issuers.example.com"}, "", false},
 		{"a name of Kubernetes' own", g.ns, ref{Name: "kubelet"}, "kubernetes.io/kube-apiserver-client", false},
 	}
 	type actor struct {
@@ -275,8 +278,19 @@ func (g guarded) updates(t *testing.T) {
 	create(mallory, request2)
 	create(signet, certificate1)
 	create(mallory, certificate2)
+	// One that another group's controller signs, with what Signet says of the caller.
+	hsm := cmmeta.IssuerReference{Name: "hsm-" + g.ns, Kind: "HSMIssuer", Group: "issuers.example.com"}
+	request3, certificate3 := request(t, g.ns, hsm), certificate(g.ns, hsm)
+	request3.Annotations = map[string]string{"signet.dev/pod": "shop/cart-0", "istio.cert-manager.io/identities": "spiffe://cluster.local/ns/shop/sa/cart"}
+	create(signet, request3)
+	create(signet, certificate3)
 	const (
 		annotate = `{"metadata":{"annotations":{"signet.dev/pod":"forged"}}}`
+		identify = `{"metadata":{"annotations":{"istio.cert-manager.io/identities":"forged"}}}`
+		add      = `{"metadata":{"annotations":{"signet.dev/node":""}}}`
+		remove   = `{"metadata":{"annotations":{"signet.dev/pod":null}}}`
+		note     = `{"metadata":{"annotations":{"hsm.example.com/serial":"1"}}}`
+		both     = `{"metadata":{"annotations":{"hsm.example.com/serial":"1"}},"spec":{"isCA":true}}`
 		lead     = `{"spec":{"issuerRef":{"name":"istio-ca"}}}`
 		away     = `{"spec":{"issuerRef":{"name":"web"}}}`
 	)
@@ -293,6 +307,14 @@ func (g guarded) updates(t *testing.T) {
 		{"annotate another's request", mallory, request2, annotate, false},
 		{"lead a request to the mesh's issuer", mallory, request2, lead, true},
 		{"lead a request away from the mesh's issuer", mallory, request1, away, false}, // no more than to delete it
+		{"note on Signet's request what a signer of cert-manager doesn't", mallory, request1, note, true},
+		{"note on Signet's request as another signer does", mallory, request3, note, false},
+		{"the same and another request", mallory, request3, both, true},
+		{"the same on a certificate", mallory, certificate3, note, true},
+		{"annotate a request that another signs", mallory, request3, annotate, true},
+		{"change the identities of a request that another signs", mallory, request3, identify, true},
+		{"add an annotation of Signet's to a request that another signs", mallory, request3, add, true},
+		{"remove an annotation of a request that another signs", mallory, request3, remove, true},
 		{"annotate Signet's certificate", mallory, certificate1, annotate, true},
 		{"annotate Signet's certificate, by Signet", signet, certificate1, annotate, false},
 		{"annotate Signet's certificate, by cert-manager", manager, certificate1, annotate, true},

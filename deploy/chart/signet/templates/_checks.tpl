@@ -41,7 +41,12 @@ starts. All that is found is told at once.
 
 {{- /* Files that config names must be in the pod. */ -}}
 {{- $mounts := list -}}
-{{- range .Values.extraVolumeMounts }}{{ $mounts = append $mounts .mountPath }}{{ end -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- if hasPrefix "/etc/signet/" .mountPath -}}
+{{- $p = append $p (printf "extraVolumeMounts: %s is inside the volume of /etc/signet, which is read-only, so the container wouldn't start: add an entry to files, or mount it elsewhere" .mountPath) -}}
+{{- end -}}
+{{- $mounts = append $mounts .mountPath -}}
+{{- end -}}
 {{- $given := list -}}
 {{- range .Values.files -}}
 {{- if or (and .secret .configMap) (not (or .secret .configMap)) -}}
@@ -106,6 +111,12 @@ starts. All that is found is told at once.
 {{- with .Values.autoscaling -}}
 {{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
 {{- $p = append $p (printf "autoscaling.minReplicas is %d, above maxReplicas, %d: it must not be" (int .minReplicas) (int .maxReplicas)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- with .Values.admissionPolicy -}}
+{{- if and .enabled (has "Deny" .actions) (has "Warn" .actions) -}}
+{{- $p = append $p "admissionPolicy.actions has both Deny and Warn, which the API server refuses: leave Warn out" -}}
 {{- end -}}
 {{- end -}}
 

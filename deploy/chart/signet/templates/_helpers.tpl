@@ -30,7 +30,7 @@ app.kubernetes.io/instance: {{ include "signet.fullname" . }}
   "app.kubernetes.io/version" (.Values.image.tag | default .Chart.AppVersion | trunc 63 | trimSuffix "-")
   "app.kubernetes.io/managed-by" .Release.Service
   "helm.sh/chart" (printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-") -}}
-{{- merge $own .Values.commonLabels | toJson -}}
+{{- merge $own (.Values.commonLabels | default dict) | toJson -}}
 {{- end }}
 
 {{- define "signet.image" -}}

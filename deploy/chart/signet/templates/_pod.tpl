@@ -11,8 +11,9 @@
 {{- else if eq .Values.spread "preferred" -}}
 {{- $apart = dict "podAntiAffinity" (dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term))) -}}
 {{- end -}}
-{{- if hasKey .Values.affinity "podAntiAffinity" }}{{ $apart = dict }}{{ end -}}
-{{- merge (deepCopy .Values.affinity) $apart | toYaml -}}
+{{- $affinity := .Values.affinity | default dict -}}
+{{- if hasKey $affinity "podAntiAffinity" }}{{ $apart = dict }}{{ end -}}
+{{- merge (deepCopy $affinity) $apart | toYaml -}}
 {{- end }}
 
 {{- define "signet.topologySpread" -}}
