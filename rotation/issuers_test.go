@@ -464,6 +464,23 @@ func TestIssuersHoldBack(t *testing.T) {
 	})
 }
 
+// The issuer in force that leads elsewhere all of a sudden, because its CA was made anew, is said to.
+func TestIssuersInForceHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDeciding(t, "a", IssuersConfig{}, false, "a|b")
+		d.start()
+		defer d.stop()
+		d.health.LedTo(refOf("a"), d.offices.cas[refOf("a")].root)
+		pass(time.Minute)
+		assert.NotContains(t, d.events.text(), "NotInForce")
+		d.health.LedTo(refOf("a"), d.offices.cas[refOf("b")].root)
+		pass(time.Minute)
+		d.is("a", "there is no other")
+		assert.Equal(t, 1, strings.Count(d.events.text(), "Warning NotInForce a: can't sign for the mesh: held back: its root"), d.events.text())
+		assert.Contains(t, strings.Join(d.Describe(), "\n"), "held back: its root")
+	})
+}
+
 // An issuer that doesn't say where it leads to is asked again, not all the time, and never two times at once.
 func TestIssuersProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

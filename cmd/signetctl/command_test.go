@@ -142,8 +142,12 @@ func TestAnswers(t *testing.T) {
 		assert.Empty(t, got.out)
 		assert.Regexp(t, `^error: because\\x1b\[2J of\\nthis \(\d+\)\nhint: .*`+row.hint, got.err)
 	}
+	s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusForbidden, "jane may not create probes.signet.dev in namespace shop; a Role or ClusterRole must grant it")
+	}))
+	assert.Contains(t, run(t, s.flags("probe", "web", "-n", "shop")...).err, "hint: a RoleBinding to ClusterRole signet-prober")
 	// Something else answers, without problem details.
-	s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "\x1b[2J", http.StatusBadGateway) }))
+	s = serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "\x1b[2J", http.StatusBadGateway) }))
 	got := run(t, s.flags("services")...)
 	assert.Equal(t, exitFailed, got.code)
 	assert.Contains(t, got.err, "error: Bad Gateway (502)\n")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -92,7 +93,11 @@ func explainResponse(response *api.ResponseError) *failure {
 		f.hint = "log in anew with whatever your kubeconfig uses, or ask as a service account: --as-service-account NAMESPACE/NAME"
 	case http.StatusForbidden:
 		f.code = exitNotAllowed
-		f.hint = "a RoleBinding to ClusterRole signet-reader grants it in a namespace, a ClusterRoleBinding in all; see docs/signetctl.md"
+		role := "signet-reader"
+		if strings.Contains(response.Problem.Detail, "probes.") {
+			role = "signet-prober"
+		}
+		f.hint = "a RoleBinding to ClusterRole " + role + " grants it in a namespace, a ClusterRoleBinding in all; see docs/signetctl.md"
 	case http.StatusUnprocessableEntity:
 		f.code = exitUsage
 	case http.StatusBadRequest:

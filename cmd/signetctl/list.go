@@ -207,7 +207,7 @@ func watch[T any](ctx context.Context, p *program, k kind[T], ask func(context.C
 	defer s.close()
 	w := &watcher[T]{program: p, kind: k, known: make(map[string]T)}
 	columns := []column[change[T]]{
-		{title: "TIME", value: func(c *change[T]) string { return c.at.Local().Format(time.TimeOnly) }},
+		{title: "SEEN", value: func(c *change[T]) string { return c.at.Local().Format(time.TimeOnly) }},
 		{title: "EVENT", value: func(c *change[T]) string { return string(c.what) }},
 	}
 	for _, inner := range k.columns(time.Time{}) {

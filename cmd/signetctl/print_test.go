@@ -111,6 +111,7 @@ func TestDescribe(t *testing.T) {
 			Anchors: []api.Anchor{
 				{SHA256: digest("11"), Subject: "CN=mesh root", NotAfter: now.Add(3650 * 24 * time.Hour), Phase: "signing", Since: now.Add(-30 * 24 * time.Hour), Sources: []string{"file"}},
 				{SHA256: digest("22"), Subject: "CN=next root", NotAfter: now.Add(3650 * 24 * time.Hour), Phase: "published", Since: now.Add(-time.Hour), Waits: "3 namespaces", Sources: []string{"file", "secret"}},
+				{SHA256: digest("44"), Subject: "CN=old root", NotAfter: now.Add(24 * time.Hour), Phase: "retiring", Since: now.Add(-time.Hour), Until: now.Add(23 * time.Hour)},
 				{SHA256: digest("33"), Subject: "CN=partner", Federated: true, NotAfter: now.Add(time.Hour)},
 			},
 			Issuers: []string{"Issuer.cert-manager.io/istio-ca is in force"}, Distribution: []string{"istio-ca-root-cert: 14 of 14 namespaces carry it"}, Replicas: []string{"signet-0", "signet-1"},

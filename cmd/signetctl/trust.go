@@ -41,6 +41,14 @@ func (p *program) trust() *cobra.Command {
 	return c
 }
 
+// waitsFor is what an anchor's phase waits for: somebody, or the end of the last leaf that matters.
+func waitsFor(a *api.Anchor, now time.Time) string {
+	if a.Waits == "" && !a.Until.IsZero() {
+		return "leaves that end " + relative(a.Until, now)
+	}
+	return a.Waits
+}
+
 func (p *program) writeTrust(out io.Writer, t *api.Trust, now time.Time) error {
 	anchors := newTable(out, p.output, []column[api.Anchor]{
 		{title: "ANCHOR", value: func(a *api.Anchor) string { return a.Subject }},
@@ -52,7 +60,7 @@ func (p *program) writeTrust(out io.Writer, t *api.Trust, now time.Time) error {
 		}},
 		{title: "SINCE", value: func(a *api.Anchor) string { return relative(a.Since, now) }},
 		{title: "NOT AFTER", value: func(a *api.Anchor) string { return relative(a.NotAfter, now) }},
-		{title: "WAITS FOR", value: func(a *api.Anchor) string { return a.Waits }},
+		{title: "WAITS FOR", value: func(a *api.Anchor) string { return waitsFor(a, now) }},
 		{title: "SOURCES", value: func(a *api.Anchor) string { return strings.Join(a.Sources, ",") }},
 		{title: "SHA256", value: func(a *api.Anchor) string { return first(a.SHA256, 12) }},
 		{title: "WHOLE SHA256", wide: true, value: func(a *api.Anchor) string { return a.SHA256 }},

@@ -122,7 +122,7 @@ func TestWatch(t *testing.T) {
 	assert.Empty(t, got.err)
 	// Columns grow with what comes later.
 	local := now.Local().Format(time.TimeOnly)
-	assert.Equal(t, strings.ReplaceAll(`TIME       EVENT   NAMESPACE   SERVICE         IDENTITIES   PODS   NOT AFTER   REMAINING   STATE
+	assert.Equal(t, strings.ReplaceAll(`SEEN       EVENT   NAMESPACE   SERVICE         IDENTITIES   PODS   NOT AFTER   REMAINING   STATE
 12:00:00   added   shop        cart            -            0/0    -           -           no pods
 12:00:00   added   shop        a-longer-name   -            0/0    -           -           no pods
 12:00:00   changed   shop        cart            -            0/0    -           -           no pods
@@ -162,7 +162,7 @@ func TestWatchGoesOn(t *testing.T) {
 	assert.Equal(t, []string{"", "end", "3", "3", "end", ""}, s.resumes())
 	assert.Contains(t, got.err, "notice: the watch broke: it ends (503); it goes on in 1ms\n")
 	assert.Contains(t, got.err, "notice: the watch begins anew\n")
-	assert.Equal(t, 1, strings.Count(got.out, "TIME"), "one table")
+	assert.Equal(t, 1, strings.Count(got.out, "SEEN"), "one table")
 }
 
 // TestWatchEnds where going on doesn't help.
