@@ -107,6 +107,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	config.UserAgent = "signet/" + version.Current().Version
 	log, level := newLog(cfg.Log, stderr)
+	limitMemory(cgroupMemory, log)
 	if err := run(ctx, cfg, config, log, level); err != nil {
 		log.Error("signet ended", "err", err)
 		fmt.Fprintf(stderr, "error: %v\n", err)
