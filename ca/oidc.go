@@ -173,7 +173,7 @@ func (o *OIDC) authenticate(token string, now time.Time) (*Caller, error) {
 	if keys == nil || now.Sub(keys.asked) > oidcMaxStale {
 		return nil, kindReviewFailed.because("the keys of the token's issuer are not known, or too old")
 	}
-	claims, err := issuer.verify(keys, token)
+	claims, err := issuer.verify(keys, token, now)
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +223,7 @@ func decodeClaims(payload []byte) (map[string]any, bool) {
 }
 
 // verify is the claims of a token that one of the issuer's keys has signed. Which algorithm that is, the key decides.
-func (i *oidcIssuer) verify(keys *keySet, token string) (map[string]any, error) {
+func (i *oidcIssuer) verify(keys *keySet, token string, now time.Time) (map[string]any, error) {
 	encoded, _, _ := strings.Cut(token, ".")
 	decoded, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil {
@@ -238,6 +238,9 @@ func (i *oidcIssuer) verify(keys *keySet, token string) (map[string]any, error) 
 	key, ok := keys.keys[header.KeyID]
 	if !ok {
 		i.keys.want()
+		if now.Sub(keys.asked) > i.keys.gap { // it may have one by now, and will have been asked at the next try
+			return nil, kindReviewFailed.because("the issuer had no key %q when it was asked last; its keys are asked for again", shorten(header.KeyID))
+		}
 		return nil, kindTokenRejected.because("the issuer has no key %q, as far as is known; its keys are asked for again", shorten(header.KeyID))
 	}
 	signed, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{key.algorithm})

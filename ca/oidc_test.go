@@ -13,6 +13,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -458,6 +459,23 @@ func TestOIDCKeysThatRotate(t *testing.T) {
 	assert.LessOrEqual(t, looks, 2+time.Since(began).Seconds()/gap.Seconds())
 	stop()
 	require.NoError(t, <-ended)
+}
+
+// TestOIDCNewKey: whether a key is the issuer's is known only from an answer of just now. Until there is one, the caller is to
+// try again.
+func TestOIDCNewKey(t *testing.T) {
+	key := ecKey(t, elliptic.P256())
+	o := newTestOIDC(t, map[string]signingKey{"old": {jose.ES256, key.Public()}})
+	token := sealed(t, key, `{"alg":"ES256","kid":"new"}`, encoded(t, pipelineClaims()))
+	for asked, want := range map[time.Duration]kind{oidcGap: kindTokenRejected, oidcGap + time.Second: kindReviewFailed} {
+		o.issuers[pipelines].keys.current.Store(&keySet{issuer: pipelines, keys: o.issuers[pipelines].keys.current.Load().keys, asked: localNow.Add(-asked)})
+		_, err := o.authenticate(token, localNow)
+		refusal, ok := errors.AsType[*refusal](err)
+		require.True(t, ok, err)
+		assert.Equal(t, want.reason, refusal.kind.reason, asked)
+		assert.Len(t, o.issuers[pipelines].keys.wanted, 1, "it is asked again")
+		<-o.issuers[pipelines].keys.wanted
+	}
 }
 
 // FuzzOIDCToken: of tokens that aren't signed by the issuer's key none makes a caller.
