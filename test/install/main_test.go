@@ -8,7 +8,7 @@
 // name of its own. In their place a pod's address is one of 127.0.0.0/8, and in the configuration file, as it is mounted,
 // the listen addresses are on that host, and replica is the pod's name. All ports are those of the chart.
 //
-// It needs Linux and root.
+// It needs Linux, and root with CAP_SYS_CHROOT, CAP_SETUID, CAP_SETGID and CAP_CHOWN, which containers have by default.
 package install
 
 import (
@@ -38,31 +38,12 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "4"); err != nil {
 		panic(err)
 	}
-	os.Exit(run(m))
-}
-
-func run(m *testing.M) (code int) {
 	ctrllog.SetLogger(logr.Discard()) // or it asks for one
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "these tests give containers a root directory and a user of their own: run them as root")
-		return 1
+		os.Exit(1)
 	}
-	var err error
-	if plane, err = controlplane.Start(context.Background(), controlplane.Config{}); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() {
-		if err := plane.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}()
-	if err := allowEverything(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(controlplane.Run(m, controlplane.Config{}, &plane, allowEverything))
 }
 
 // eventually asks until look is satisfied, and fails with its last answer.
