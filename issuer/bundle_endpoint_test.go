@@ -297,6 +297,28 @@ func TestBundleEndpointWithOurOwnCertificate(t *testing.T) {
 	assert.ErrorContains(t, taken.Start(t.Context()), "listen for bundle requests")
 }
 
+// TestBundleEndpointMinTLS: where TLS 1.2 must not be spoken, this endpoint doesn't either.
+func TestBundleEndpointMinTLS(t *testing.T) {
+	ca := newAuthority(t, "web", time.Now(), nil)
+	certPEM, keyPEM := serverPair(t, ca, 12)
+	pair, err := tls.X509KeyPair([]byte(certPEM), []byte(keyPEM))
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	for least, spoken := range map[uint16]bool{0: true, tls.VersionTLS13: false} {
+		address := start(t, NewBundleEndpoint(BundleEndpointConfig{Listen: "127.0.0.1:0", MinTLS: least}, nil,
+			func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &pair, nil }, quiet))
+		dialer := &tls.Dialer{Config: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, MaxVersion: tls.VersionTLS12}}
+		conn, err := dialer.DialContext(t.Context(), "tcp", address)
+		if !spoken {
+			require.ErrorContains(t, err, "protocol version")
+			continue
+		}
+		require.NoError(t, err)
+		require.NoError(t, conn.Close())
+	}
+}
+
 func TestBundleEndpointThatIsOff(t *testing.T) {
 	endpoint := NewBundleEndpoint(BundleEndpointConfig{}, nil, nil, quiet)
 	ctx, cancel := context.WithCancel(t.Context())

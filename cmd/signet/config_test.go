@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"os"
 	"path/filepath"
 	"strings"
@@ -179,6 +180,15 @@ func TestParseConfigAccepts(t *testing.T) {
 	for name, text := range accepted {
 		_, err := ParseConfig([]byte(text))
 		assert.NoError(t, err, name)
+	}
+}
+
+// TestMinTLSIsEverywhere: no endpoint is left out.
+func TestMinTLSIsEverywhere(t *testing.T) {
+	for text, want := range map[string]uint16{"": tls.VersionTLS12, "serving: {minTLSVersion: '1.3'}\n": tls.VersionTLS13} {
+		cfg, err := ParseConfig([]byte(minimal + text))
+		require.NoError(t, err)
+		assert.Equal(t, []uint16{want, want, want}, []uint16{cfg.CA.MinTLS, cfg.API.MinTLS, cfg.BundleEndpoint.MinTLS})
 	}
 }
 

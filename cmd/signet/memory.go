@@ -12,7 +12,7 @@ import (
 const cgroupMemory = "/sys/fs/cgroup/memory.max"
 
 // limitMemory has the garbage collector keep to nine tenths of the container's memory, so that a burst makes it work more and
-// doesn't end the process; the rest is for what isn't Go's, such as SQLite's pages in the page cache. GOMEMLIMIT goes before.
+// doesn't end the process; the rest is for what isn't Go's, such as SQLite's memory. GOMEMLIMIT goes before.
 func limitMemory(path string, log *slog.Logger) {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
