@@ -58,7 +58,7 @@ func (s *logSwitch) Start(ctx context.Context) error {
 	configured := s.level.Level()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1)
-	defer signal.Stop(signals)
+	defer signal.Ignore(syscall.SIGUSR1) // one that comes while requests are drained must not end the process
 	for {
 		select {
 		case <-ctx.Done():

@@ -64,9 +64,21 @@ Examples:
 `
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(command(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(command(untilSignal(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// untilSignal is done at the first SIGTERM or SIGINT. Before anybody can see that it is done, the next
+// one ends the process at once: signal.NotifyContext would swallow a second one that comes right behind.
+func untilSignal() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-signals
+		signal.Stop(signals)
+		cancel()
+	}()
+	return ctx
 }
 
 // command runs the program with its arguments, and returns its exit code.
