@@ -15,7 +15,9 @@ ARG TARGETARCH
 ARG VERSION=devel
 ARG COMMIT
 ARG DATE
-RUN GOOS=$TARGETOS GOARCH=$TARGETARCH release/compile.sh ./cmd/signet /out/signet && mkdir /out/state
+RUN GOOS=$TARGETOS GOARCH=$TARGETARCH release/compile.sh ./cmd/signet /out/signet && \
+    go run ./release/licenses /out/signet >/out/LICENSES && \
+    mkdir /out/state
 
 FROM ${BASE}
 ARG VERSION=devel
@@ -28,7 +30,7 @@ LABEL org.opencontainers.image.title="signet" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${COMMIT}" \
       org.opencontainers.image.created="${DATE}"
-COPY --from=build /out/signet /signet
+COPY --from=build /out/signet /out/LICENSES /
 # The default of ledger.dir, writable without a volume too.
 COPY --from=build --chown=65532:65532 /out/state /var/lib/signet
 USER 65532:65532

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds what a release consists of into DIRECTORY (dist): the binaries, an SBOM of each, the chart, and SHA256SUMS of all.
+# Builds what a release consists of into DIRECTORY (dist): the binaries, an SBOM of each, the licenses of what is linked, the
+# chart, and SHA256SUMS of all.
 #
 #   release/build.sh [DIRECTORY [TARGET...]]
 #
@@ -26,20 +27,32 @@ eval "$assignments"
 unset GOOS GOARCH # what helps to build runs here
 GOTOOLCHAIN=go$(sed -n 's/^ARG GO_VERSION=//p' Dockerfile)
 export GOTOOLCHAIN
+if [ $# -eq 0 ] && [[ $VERSION == v* ]]; then
+	for field in version appVersion; do
+		value=$(sed -n "s/^$field: *\"\{0,1\}\([^\"]*\).*/\1/p" deploy/chart/signet/Chart.yaml)
+		if [ "v$value" != "$VERSION" ]; then
+			echo "error: the commit is tagged $VERSION, but $field in deploy/chart/signet/Chart.yaml is $value" >&2
+			exit 1
+		fi
+	done
+fi
 echo "signet $VERSION, commit ${COMMIT:-unknown}, $(go version)"
 
-sbom=$(mktemp -d)
-trap 'rm -rf "$sbom"' EXIT
-go build -trimpath -o "$sbom/sbom" ./release/sbom
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+go build -trimpath -o "$tools/" ./release/sbom ./release/licenses
+binaries=()
 for target in "${targets[@]}"; do
 	IFS=/ read -r command os arch <<<"$target"
 	name=$command-$VERSION-$os-$arch
 	GOOS=$os GOARCH=$arch release/compile.sh "./cmd/$command" "$out/$name"
-	"$sbom/sbom" -name "$command" -version "$VERSION" -commit "$COMMIT" -date "$DATE" "$out/$name" >"$out/$name.cdx.json"
+	"$tools/sbom" -name "$command" -version "$VERSION" -commit "$COMMIT" -date "$DATE" "$out/$name" >"$out/$name.cdx.json"
+	binaries+=("$out/$name")
 	echo "$name"
 done
+"$tools/licenses" "${binaries[@]}" >"$out/signet-$VERSION-licenses.txt"
 if [ $# -eq 0 ]; then
-	(cd test && go run ./chart/cmd/package --values chart/testdata/minimal.yaml --out "$out")
+	(cd test && go run ./chart/cmd/package --values chart/testdata/minimal.yaml --out "$out" --date "$DATE")
 fi
 cd "$out"
 shopt -s nullglob

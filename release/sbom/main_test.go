@@ -31,11 +31,14 @@ func compileTell(t *testing.T, dir string) string {
 		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
 		require.NoError(t, os.WriteFile(path, []byte(content), 0o600))
 	}
+	// As if somebody had said so by go env -w.
+	written := filepath.Join(dir, "env")
+	require.NoError(t, os.WriteFile(written, []byte("GOFLAGS=-tags="+filepath.Base(dir)+"\n"), 0o600))
 	output := filepath.Join(dir, "tell")
 	compile := exec.CommandContext(t.Context(), "sh", filepath.Join(dir, "release", "compile.sh"), "./cmd/tell", output)
 	compile.Env = append(os.Environ(),
 		"VERSION=v9.9.9", "COMMIT=0123-dirty", "DATE=2026-01-02T03:04:05Z",
-		"GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH, "GOFLAGS=-tags="+filepath.Base(dir))
+		"GOOS="+runtime.GOOS, "GOARCH="+runtime.GOARCH, "GOFLAGS=-tags="+filepath.Base(dir), "GOENV="+written)
 	text, err := compile.CombinedOutput()
 	require.NoError(t, err, string(text))
 	return output
@@ -166,12 +169,42 @@ func TestVersionScript(t *testing.T) {
 	}
 }
 
+// TestBuildScriptHoldsVersions: a release isn't begun whose chart would pull an image of another version.
+func TestBuildScriptHoldsVersions(t *testing.T) {
+	tree := t.TempDir()
+	for _, name := range []string{"release/build.sh", "release/version.sh", "Dockerfile"} {
+		text, err := os.ReadFile(filepath.Join("..", "..", filepath.FromSlash(name)))
+		require.NoError(t, err)
+		path := filepath.Join(tree, filepath.FromSlash(name))
+		require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		require.NoError(t, os.WriteFile(path, text, 0o755))
+	}
+	chart := filepath.Join(tree, "deploy", "chart", "signet", "Chart.yaml")
+	require.NoError(t, os.MkdirAll(filepath.Dir(chart), 0o755))
+	build := func(of string) string {
+		require.NoError(t, os.WriteFile(chart, []byte(of), 0o600))
+		command := exec.CommandContext(t.Context(), "bash", filepath.Join(tree, "release", "build.sh"), filepath.Join(tree, "dist"))
+		command.Env = append(os.Environ(), "VERSION=v1.2.3", "COMMIT=0123", "DATE=2026-01-02T03:04:05Z", "GOFLAGS=-mod=mod", "GOPROXY=off")
+		text, err := command.CombinedOutput()
+		require.Error(t, err, "there is nothing to build")
+		return string(text)
+	}
+	const started = "signet v1.2.3, commit 0123"
+	assert.Contains(t, build("version: 1.2.3\nappVersion: \"1.2.3\"\n"), started)
+	for _, of := range []string{"version: 1.2.4\nappVersion: 1.2.3\n", "version: 1.2.3\nappVersion: 1.2.3-rc.1\n", "version: v1.2.3\nappVersion: v1.2.3\n", ""} {
+		text := build(of)
+		assert.Contains(t, text, "error: the commit is tagged v1.2.3, but ")
+		assert.NotContains(t, text, started)
+	}
+}
+
 // TestDockerfile: the image is built as releases are, by a version of Go that go.mod allows.
 func TestDockerfile(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join("..", "..", "Dockerfile"))
 	require.NoError(t, err)
 	assert.Contains(t, string(text), "release/compile.sh ./cmd/signet ")
 	assert.NotContains(t, string(text), "go build")
+	assert.Contains(t, string(text), "go run ./release/licenses /out/signet >/out/LICENSES")
 	assert.Regexp(t, `(?m)^ARG GO_VERSION=1\.\d+\.\d+$`, string(text), "release/build.sh reads it")
 	assert.Contains(t, string(text), "\nUSER 65532:65532\n")
 	ignored, err := os.ReadFile(filepath.Join("..", "..", ".dockerignore"))

@@ -2,9 +2,10 @@
 //
 // Usage:
 //
-//	package --values FILE --out DIR
+//	package --values FILE --out DIR [--date TIME]
 //
-// FILE are values to lint with, because the chart has to be told an issuer and the roots. It prints the path of the archive.
+// FILE are values to lint with, because the chart has to be told an issuer and the roots. With TIME, in RFC 3339, as that of
+// all files, the same chart gives the same archive. It prints the archive's path.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"time"
 
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/v2/lint"
@@ -24,16 +26,24 @@ import (
 func main() {
 	values := flag.String("values", "", "values to lint with")
 	out := flag.String("out", "", "the directory of the archive")
+	date := flag.String("date", "", "the time of all files in it, RFC 3339; theirs by default")
 	flag.Parse()
-	if err := run(*values, *out); err != nil {
+	if err := run(*values, *out, *date); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
 }
 
-func run(valuesPath, out string) error {
+func run(valuesPath, out, date string) error {
 	if valuesPath == "" || out == "" {
 		return errors.New("--values and --out must be set")
+	}
+	var stamp time.Time
+	if date != "" {
+		var err error
+		if stamp, err = time.Parse(time.RFC3339, date); err != nil {
+			return fmt.Errorf("read --date: %w", err)
+		}
 	}
 	values, err := chart.ReadValues(valuesPath)
 	if err != nil {
@@ -60,6 +70,9 @@ func run(valuesPath, out string) error {
 	loaded, err := chart.Load()
 	if err != nil {
 		return err
+	}
+	if !stamp.IsZero() {
+		loaded.StampModTimes(stamp)
 	}
 	path, err := chartutil.Save(loaded, out)
 	if err != nil {
