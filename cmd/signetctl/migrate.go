@@ -32,6 +32,7 @@ type migrateFlags struct {
 	files       []string
 	namespace   string
 	output      string
+	below       string
 	skipUnknown bool
 }
 
@@ -50,6 +51,7 @@ are refused, because a mistyped one would be lost. No cluster is asked. docs/mig
 			"migrate istio-csr -f values.yaml > signet.yaml",
 			"migrate istio-csr -f values.yaml -o report         what becomes of each setting",
 			"migrate istio-csr -f base.yaml -f prod.yaml -n istio-csr > signet.yaml",
+			"migrate istio-csr -f platform.yaml --below cert-manager-istio-csr > signet.yaml",
 		) + "\n  helm get values istio-csr -n cert-manager | " + p.name + " migrate istio-csr -f - > signet.yaml" +
 			"\n  kubectl get deployment cert-manager-istio-csr -n cert-manager -o yaml | " + p.name + " migrate istio-csr -f -",
 		Args: func(c *cobra.Command, args []string) error {
@@ -71,6 +73,7 @@ are refused, because a mistyped one would be lost. No cluster is asked. docs/mig
 	flags := c.Flags()
 	flags.StringArrayVarP(&f.files, "filename", "f", nil, "a `file` of istio-csr's values, or its Deployment; - for standard input")
 	flags.StringVarP(&f.namespace, "namespace", "n", "", "istio-csr's own `namespace`; default that of its Deployment, or else "+istioCSRNamespace)
+	flags.StringVar(&f.below, "below", "", "take the values below this `key`, where istio-csr is a part of another chart")
 	flags.StringVarP(&f.output, "output", "o", outputValues, "`what` to print: values or report")
 	flags.BoolVar(&f.skipUnknown, "skip-unknown", false, "leave out settings that istio-csr doesn't know, and tell of them")
 	_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outputValues, outputReport}, cobra.ShellCompDirectiveNoFileComp))
@@ -99,7 +102,7 @@ func (p *program) migrateFrom(in io.Reader, f migrateFlags, args []string) error
 		}
 		documents = append(documents, read...)
 	}
-	csr, err := readIstioCSR(documents, args, f.namespace)
+	csr, err := readIstioCSR(documents, args, f.namespace, f.below)
 	if err != nil {
 		return usage("%w", err)
 	}
@@ -120,6 +123,9 @@ func (p *program) migrateFrom(in io.Reader, f migrateFlags, args []string) error
 	}
 	if f.namespace != "" {
 		command += " -n " + f.namespace
+	}
+	if f.below != "" {
+		command += " --below " + f.below
 	}
 	if f.skipUnknown {
 		command += " --skip-unknown"

@@ -307,12 +307,17 @@ func (m *migration) istiod() {
 	m.carry("istiod-cert-name", "config.istiod.name", certificate, "istiod-dynamic", "")
 	m.carry("istiod-cert-namespace", "config.istiod.namespace", namespace, "istio-system", "")
 	lifetime := m.between("istiod-cert-duration", time.Hour, longestLifetime)
-	before := m.between("istiod-cert-renew-before", 5*time.Minute, longestLifetime)
-	if before >= lifetime {
-		m.refuse("istiod-cert-renew-before", "it must be below the certificate's %s", shortly(lifetime))
-	}
 	m.carry("istiod-cert-duration", "config.istiod.lifetime", shortly(lifetime), "24h", "")
-	m.carry("istiod-cert-renew-before", "config.istiod.renewBefore", shortly(before), "a third of lifetime", "")
+	const renewal, renewBefore = "istiod-cert-renew-before", "config.istiod.renewBefore"
+	switch before, _ := m.csr.flags.GetDuration(renewal); {
+	case before >= lifetime:
+		m.refuse(renewal, "it must be below the certificate's %s", shortly(lifetime))
+	case before < lifetime/5:
+		m.say(renewal, changes, renewBefore, fmt.Sprintf("left out, since a renewal that late leaves little time to notice that it fails: Signet's own default is "+
+			"a third of lifetime, here %s", shortly((lifetime/3).Truncate(time.Second))))
+	default:
+		m.carry(renewal, renewBefore, shortly(before), "a third of lifetime", "")
+	}
 	m.key("istiod-cert-key-algorithm", "istiod-cert-key-size", "config.istiod.key", "RSA-2048")
 	m.dnsNames("istiod-cert-additional-dns-names", "config.istiod.dnsNames")
 	m.annotations("istiod-cert-additional-annotations", "config.istiod.annotations", "on istiod's Certificate")
@@ -430,9 +435,11 @@ func (m *migration) signing() {
 	m.values.set("config.signer.usages", []any{"client auth", "server auth"}, "what istio-csr asks for; Signet's own default adds digital signature and key encipherment, as istiod's CA has them")
 	m.add(carried, "usages of CertificateRequests", "client auth,server auth", "config.signer.usages",
 		"so that approvers' policies go on fitting; leave it out once they allow digital signature and key encipherment too")
-	requester := "system:serviceaccount:" + m.csr.string("certificate-namespace") + ":signet"
+	namespace := m.csr.string("certificate-namespace")
+	requester := "system:serviceaccount:" + namespace + ":signet"
 	m.add(todo, "approvers", "", "", fmt.Sprintf("where approver-policy or another approver decides: CertificateRequests come from %s, and their names begin with signet-, not istio-csr-. "+
-		"Let that user use the same CertificateRequestPolicy (a RoleBinding) before it asks", requester))
+		"Let that user use the same CertificateRequestPolicy (a RoleBinding) before it asks, and add to its dnsNames those of Signet's own certificate, "+
+		"signet.%[2]s, signet.%[2]s.svc and signet.%[2]s.svc.cluster.local (config.serving.clusterDomain), without which no replica gets ready", requester, namespace))
 	if m.csr.bool("preserve-certificate-requests") {
 		m.say("preserve-certificate-requests", todo, "", "there is no such setting: finished requests are deleted after config.signer.sweep.keep, 10m at most. What was issued is in the ledger: signetctl issuances")
 	} else {

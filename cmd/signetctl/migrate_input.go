@@ -19,6 +19,7 @@ import (
 	yamlv3 "go.yaml.in/yaml/v3"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 )
@@ -39,6 +40,7 @@ type istioCSR struct {
 	namespace  string         // its own
 	name       string         // of its Deployment and Service
 	user       string         // name of its ServiceAccount; empty for the same name
+	podLabels  labels.Set     // of its pods, as far as they are known
 	istiodCert string         // true, false or dynamic, as app.tls.istiodCertificateEnable; unknown where only flags are known
 	audiences  []string       // environment variable TOKEN_AUDIENCES; nil where it isn't set
 	env        []string       // further variables, by name
@@ -187,8 +189,9 @@ func (d document) deployments() ([]appsv1.Deployment, error) {
 }
 
 // readIstioCSR makes one installation of all that was given: values files, merged as Helm does, or one Deployment, and flags,
-// which count before both. namespace is istio-csr's own, empty where it wasn't said.
-func readIstioCSR(documents []document, args []string, namespace string) (*istioCSR, error) {
+// which count before both. namespace is istio-csr's own, and below is the key that its values are below; both are empty where
+// they weren't said.
+func readIstioCSR(documents []document, args []string, namespace, below string) (*istioCSR, error) {
 	c := &istioCSR{
 		flags: newCSRFlags(), given: make(map[string]string), values: make(map[string]any),
 		namespace: istioCSRNamespace, name: istioCSRName, istiodCert: "unknown",
@@ -211,6 +214,9 @@ func readIstioCSR(documents []document, args []string, namespace string) (*istio
 	if len(manifests) > 0 && len(manifests) < len(documents) {
 		return nil, errors.New("values and a manifest were given; it must be one of them")
 	}
+	if below != "" && (len(manifests) > 0 || len(documents) == 0) {
+		return nil, fmt.Errorf("--below %s: it is for values, and none were given", below)
+	}
 	var problems []string
 	switch {
 	case len(manifests) > 0:
@@ -223,6 +229,9 @@ func readIstioCSR(documents []document, args []string, namespace string) (*istio
 		c.fromValues, c.istiodCert = true, "true"
 		for _, d := range documents {
 			mergeValues(c.values, d.object)
+		}
+		if err := c.goBelow(below); err != nil {
+			return nil, err
 		}
 		problems = c.readValues()
 	}
@@ -252,11 +261,11 @@ func mergeValues(into, from map[string]any) {
 	}
 }
 
-// lookUp is the value at a path. One that is null, or below null, is found as nil.
+// lookUp is the value at a path. One that is null is found as nil.
 func lookUp(values map[string]any, path string) (any, bool) {
 	head, rest, deeper := strings.Cut(path, ".")
 	value, ok := values[head]
-	if !ok || value == nil || !deeper {
+	if !ok || !deeper {
 		return value, ok
 	}
 	below, ok := value.(map[string]any)
@@ -294,6 +303,7 @@ func unknownValues(values map[string]any, prefix string, known []string) (unknow
 func (c *istioCSR) readValues() (problems []string) {
 	unknown, wrong := unknownValues(c.values, "", knownValues())
 	c.unknown, problems = unknown, wrong
+	problems = append(problems, c.readTexts()...)
 	for _, path := range slices.Sorted(maps.Keys(chartValues)) {
 		if value, ok := lookUp(c.values, path); ok && !chartValues[path].fits(value) {
 			problems = append(problems, fmt.Sprintf("%s: %s is expected", path, chartValues[path]))
@@ -343,7 +353,49 @@ func (c *istioCSR) readValues() (problems []string) {
 	if name := c.text("nameOverride"); name != "" {
 		c.name = name
 	}
+	c.podLabels = labels.Set{"app": c.name, nameLabel: c.name, "app.kubernetes.io/managed-by": "Helm"}
+	for _, path := range []string{"commonLabels", "podLabels"} {
+		maps.Copy(c.podLabels, textsAt(c.values, path))
+	}
 	return problems
+}
+
+// readTexts returns which labels and the like aren't texts. The chart writes them without quotes, the API server refuses them
+// so, and what was meant by yes or 1.10 can't be told. Those that are null are none, but for the nodes', where null takes a
+// default away.
+func (c *istioCSR) readTexts() (problems []string) {
+	for _, path := range []string{
+		"commonLabels", "deploymentLabels", "deploymentAnnotations", "podLabels", "podAnnotations", "nodeSelector",
+		"app.metrics.service.servicemonitor.labels",
+	} {
+		value, _ := lookUp(c.values, path)
+		fields, _ := value.(map[string]any)
+		for _, name := range slices.Sorted(maps.Keys(fields)) {
+			switch value := fields[name].(type) {
+			case string:
+			case nil:
+				if path != "nodeSelector" {
+					delete(fields, name)
+				}
+			default:
+				problems = append(problems, fmt.Sprintf("%s: %s: %s is no text; put it in quotes", path, name, inShort(value)))
+			}
+		}
+	}
+	return problems
+}
+
+// textsAt are those of a map of values that are texts.
+func textsAt(values map[string]any, path string) map[string]string {
+	texts := make(map[string]string)
+	value, _ := lookUp(values, path)
+	fields, _ := value.(map[string]any)
+	for name, value := range fields {
+		if text, ok := value.(string); ok {
+			texts[name] = text
+		}
+	}
+	return texts
 }
 
 // setValue sets a flag as the chart's template does.
@@ -481,13 +533,11 @@ func (c *istioCSR) readDeployment(d *appsv1.Deployment, container *corev1.Contai
 		c.namespace = d.Namespace
 	}
 	pod := d.Spec.Template
-	ours := func(name string) bool {
-		return name == "app" || strings.HasPrefix(name, "app.kubernetes.io/") || name == "helm.sh/chart" || name == "pod-template-hash"
-	}
+	c.podLabels = pod.Labels
 	drop := func(from map[string]string, also ...string) map[string]string {
 		from = maps.Clone(from)
 		maps.DeleteFunc(from, func(name, _ string) bool {
-			return ours(name) || slices.ContainsFunc(also, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+			return isChartLabel(name) || slices.ContainsFunc(also, func(prefix string) bool { return strings.HasPrefix(name, prefix) })
 		})
 		return from
 	}

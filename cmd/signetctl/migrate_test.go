@@ -23,6 +23,8 @@ var migrations = map[string][]string{
 	"everything": {"-f", "base.yaml", "-f", "prod.yaml", "-n", "security"},
 	"runtime":    {"-f", "values.yaml"},
 	"dynamic":    {"-f", "values.yaml"},
+	"computed":   {"-f", "values.yaml"}, // as helm get values -a has them
+	"part":       {"-f", "platform.yaml", "--below", "cert-manager-istio-csr"},
 	"deployment": {"-f", "deployment.yaml"},
 	"flags": {
 		"--", "-c", "mesh", "--issuer-enabled=false", "--runtime-issuance-config-map-name", "issuer", "--istiod-cert-enabled", "-t2h",
@@ -156,69 +158,81 @@ func TestMigrateRefuses(t *testing.T) {
 		args []string
 		want string
 	}{
-		"unknown value":           {text: "app: {tls: {trustdomain: x}}", want: "istio-csr v0.17.0 doesn't know app.tls.trustdomain"},
-		"all unknown values":      {text: "agent: {x: 1}\napp: {tls: {a: 1}}\nreplicas: 2", want: "doesn't know agent, app.tls.a, replicas"},
-		"a path for a key":        {text: "app.tls.trustDomain: x\napp: {tls.rootCAFile: x}", want: "doesn't know app.tls.rootCAFile, app.tls.trustDomain"},
-		"a path for a map's key":  {text: "app.tls: {trustDomain: x}", want: "doesn't know app.tls\n"},
-		"unknown flags":           {args: []string{"--", "--trustdomain=x", "-zx", "--issuer", "y"}, want: "doesn't know --trustdomain, -zx, --issuer"},
-		"a value for a map":       {text: "app: 1", want: "app: a map of values is expected"},
-		"a null for all":          {text: "app: {tls: null}", want: "app.tls: a map of values is expected"},
-		"a null for a default":    {text: "app: {tls: {trustDomain: null}}", want: "app.tls.trustDomain: it is null"},
-		"a list for a text":       {text: "app: {tls: {trustDomain: [a]}}", want: "app.tls.trustDomain: a list stands where"},
-		"a map for a text":        {text: "app: {tls: {trustDomain: {a: b}}}", want: "app.tls.trustDomain: a text or a number is expected"},
-		"no duration":             {text: "app: {tls: {certificateDuration: 1d}}", want: `app.tls.certificateDuration: "1d" is no duration`},
-		"no bool":                 {text: "app: {certmanager: {issuer: {enabled: maybe}}}", want: `app.certmanager.issuer.enabled: "maybe" is no bool`},
-		"no number":               {args: []string{"--", "--metrics-port=x"}, want: `--metrics-port`},
-		"a bad annotation":        {text: "app: {certmanager: {additionalAnnotations: [{name: a}]}}", want: "app.certmanager.additionalAnnotations: each must have a name and a value"},
-		"an annotation of ours":   {text: "app: {certmanager: {additionalAnnotations: [{name: istio.cert-manager.io/identities, value: c}]}}", want: "istio.cert-manager.io/identities is one that Signet sets itself"},
-		"a bad annotation's name": {text: "app: {certmanager: {additionalAnnotations: [{name: 'a b', value: c}]}}", want: "app.certmanager.additionalAnnotations"},
-		"trust domain":            {text: "app: {tls: {trustDomain: Mesh}}", want: `app.tls.trustDomain "Mesh": it is no trust domain`},
-		"namespace":               {text: "app: {certmanager: {namespace: A}}", want: `app.certmanager.namespace "A"`},
-		"no issuer's name":        {text: "app: {certmanager: {issuer: {name: ''}}}", want: `app.certmanager.issuer.name ""`},
-		"issuer's kind":           {text: "app: {certmanager: {issuer: {kind: clusterissuer}}}", want: "there are Issuer and ClusterIssuer"},
-		"no issuer at all":        {text: "app: {certmanager: {issuer: {enabled: false}}}", want: "nothing can sign"},
-		"runtime ConfigMap":       {text: "app: {runtimeConfiguration: {name: A}}", want: `app.runtimeConfiguration.name "A"`},
-		"runtime namespace":       {args: []string{"--", "--runtime-issuance-config-map-name=a", "--runtime-issuance-config-map-namespace=B"}, want: `--runtime-issuance-config-map-namespace "B"`},
-		"selector":                {text: "app: {controller: {configmapNamespaceSelector: 'a=b=c'}}", want: "it is no label selector"},
-		"accounts":                {text: "app: {server: {caTrustedNodeAccounts: ztunnel}}", want: `"ztunnel" is not NAMESPACE/NAME`},
-		"lifetime":                {text: "app: {server: {maxCertificateDuration: 0s}}", want: `app.server.maxCertificateDuration "0s": Signet takes 1s to 87600h`},
-		"istiod's lifetime":       {text: "app: {tls: {istiodCertificateDuration: 30m}}", want: `app.tls.istiodCertificateDuration "30m"`},
-		"istiod's renewal":        {text: "app: {tls: {istiodCertificateRenewBefore: 1h}}", want: "it must be below the certificate's 1h"},
-		"istiod's key":            {text: "app: {tls: {istiodPrivateKeyAlgorithm: Ed25519}}", want: "it must be RSA or ECDSA"},
-		"istiod's certificate":    {text: "app: {tls: {istiodCertificateEnable: static}}", want: `it must be true, false or "dynamic"`},
-		"istiod's name":           {args: []string{"--", "--istiod-cert-enabled", "--istiod-cert-name=A"}, want: "it is no name of a Certificate"},
-		"istiod's namespace":      {args: []string{"--", "--istiod-cert-enabled", "--istiod-cert-namespace=A", "--issuer-kind=ClusterIssuer"}, want: "it is no name of a namespace"},
-		"revision":                {text: "app: {istio: {revisions: [A]}}", want: `"A" is no revision`},
-		"no DNS name":             {text: "app: {tls: {certificateDNSNames: []}}", want: "there must be one"},
-		"no DNS name by flag":     {args: []string{"--", "--serving-certificate-dns-names="}, want: "there must be one"},
-		"aliases":                 {text: "x: &x '" + strings.Repeat("x", 1<<20) + "'\ny: [" + strings.Repeat("*x,", 20) + "]", want: "where its aliases stand for what they mean"},
-		"an alias within itself":  {text: "x: &x [*x]", want: "where its aliases stand for what they mean"},
-		"a variable":              {text: csrDeployment("args: [--issuer-name, $(ISSUER)]"), want: `argument "$(ISSUER)": it takes a variable`},
-		"own namespace":           {args: []string{"-n", "a:b", "--", "-d"}, want: `"system:serviceaccount:a:b:cert-manager-istio-csr": it is no ServiceAccount`},
-		"serving lifetime":        {text: "app: {tls: {certificateDuration: 5s}}", want: "Signet takes 10s to 87600h"},
-		"address":                 {args: []string{"--", "--serving-address=6443"}, want: "it is no address to listen on"},
-		"loopback":                {text: "app: {server: {serving: {address: 127.0.0.1}}}", want: "nobody outside of the pod reaches it"},
-		"port":                    {text: "app: {metrics: {port: 70000}}", want: `app.metrics.port "70000": it is no port`},
-		"ports":                   {text: "app: {metrics: {port: 6060}}", want: "must differ"},
-		"log format":              {text: "app: {logFormat: xml}", want: "it must be text or json"},
-		"replicas":                {text: "replicaCount: many", want: "replicaCount: a whole number is expected"},
-		"replicas below zero":     {text: "replicaCount: -1", want: "a number of replicas is expected"},
-		"Service's port":          {text: "service: {port: 0}", want: `service.port "0": it is no port`},
-		"a text for a list":       {text: "volumes: x", want: "volumes: a list is expected"},
-		"a list for labels":       {text: "podLabels: [x]", want: "podLabels: a map is expected"},
-		"a text for a bool":       {text: "podDisruptionBudget: {enabled: 'yes'}", want: "podDisruptionBudget.enabled: true or false is expected"},
-		"own name":                {text: "nameOverride: A_B", args: []string{"-n", "a", "--", "--serving-certificate-dns-names=A_B.a.svc"}, want: "it is no name of a Service"},
-		"no values":               {text: "[1, 2]", want: "it holds no map of values"},
-		"no YAML":                 {text: "a: [", want: "not YAML"},
-		"a value twice":           {text: "app: {}\napp: {}", want: "not YAML"},
-		"too much":                {text: strings.Repeat("# much\n", maxInputBytes/7+1), want: "has more than"},
-		"another manifest":        {text: "apiVersion: v1\nkind: Service", want: "no Deployment with a container of istio-csr"},
-		"another Deployment":      {text: "apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: other, image: other}]}}}", want: "no Deployment with a container of istio-csr"},
-		"a broken Deployment":     {text: "apiVersion: apps/v1\nkind: Deployment\nspec: [1]", want: "Deployment: json"},
-		"two Deployments":         {text: strings.Repeat("apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: istio-csr}]}}}\n---\n", 2), want: "several containers of istio-csr"},
-		"audiences from afar":     {text: csrDeployment("env: [{name: TOKEN_AUDIENCES, valueFrom: {fieldRef: {fieldPath: a}}}]"), want: "env TOKEN_AUDIENCES"},
-		"values and a manifest":   {text: "app: {}\n---\napiVersion: v1\nkind: Service", want: "values and a manifest were given"},
-		"an argument to a flag":   {args: []string{"--", "server"}, want: `"server": istio-csr takes flags only`},
+		"unknown value":            {text: "app: {tls: {trustdomain: x}}", want: "istio-csr v0.17.0 doesn't know app.tls.trustdomain"},
+		"all unknown values":       {text: "agent: {x: 1}\napp: {tls: {a: 1}}\nreplicas: 2", want: "doesn't know agent, app.tls.a, replicas"},
+		"a path for a key":         {text: "app.tls.trustDomain: x\napp: {tls.rootCAFile: x}", want: "doesn't know app.tls.rootCAFile, app.tls.trustDomain"},
+		"a path for a map's key":   {text: "app.tls: {trustDomain: x}", want: "doesn't know app.tls\n"},
+		"unknown flags":            {args: []string{"--", "--trustdomain=x", "-zx", "--issuer", "y"}, want: "doesn't know --trustdomain, -zx, --issuer"},
+		"a value for a map":        {text: "app: 1", want: "app: a map of values is expected"},
+		"a null for all":           {text: "app: {tls: null}", want: "error: app.tls: a map of values is expected\n"},
+		"a null for all there is":  {text: "app: null", want: "error: app: a map of values is expected\n"},
+		"a bool for an annotation": {text: "podAnnotations: {a: b, prometheus.io/scrape: true}", want: "error: podAnnotations: prometheus.io/scrape: true is no text; put it in quotes\n"},
+		"a number for a label":     {text: "commonLabels: {a: 1}\npodLabels: {b: 1.5}\ndeploymentLabels: {c: [d]}", want: "commonLabels: a: 1 is no text; put it in quotes; deploymentLabels: c: 1 of them is no text; put it in quotes; podLabels: b: 1.5 is no text"},
+		"a bool for a node":        {text: "nodeSelector: {mesh: yes}", want: "nodeSelector: mesh: true is no text"},
+		"a number for a monitor":   {text: "app: {metrics: {service: {servicemonitor: {labels: {a: 1}}}}}", want: "app.metrics.service.servicemonitor.labels: a: 1 is no text"},
+		"a Deployment's bool":      {text: "deploymentAnnotations: {a: false}", want: "deploymentAnnotations: a: false is no text"},
+		"no selector":              {text: "topologySpreadConstraints: [{labelSelector: {matchLabels: {a: 1}}}]", want: "topologySpreadConstraints[0].labelSelector: it is no label selector"},
+		"no operator":              {text: "affinity: {podAffinity: {x: [{labelSelector: {matchExpressions: [{key: a, operator: Is}]}}]}}", want: "affinity.podAffinity.x[0].labelSelector: it is no label selector"},
+		"nothing below":            {text: "a: {}\nb: 1", args: []string{"--below", "b"}, want: "--below b: there is no map of values"},
+		"nowhere below":            {text: "a: {}", args: []string{"--below", "b.c"}, want: "--below b.c: there is no map of values"},
+		"flags below":              {args: []string{"--below", "b", "--", "-d"}, want: "--below b: it is for values, and none were given"},
+		"a Deployment below":       {text: csrDeployment("image: x"), args: []string{"--below", "spec"}, want: "--below spec: it is for values, and none were given"},
+		"a null for a default":     {text: "app: {tls: {trustDomain: null}}", want: "app.tls.trustDomain: it is null"},
+		"a list for a text":        {text: "app: {tls: {trustDomain: [a]}}", want: "app.tls.trustDomain: a list stands where"},
+		"a map for a text":         {text: "app: {tls: {trustDomain: {a: b}}}", want: "app.tls.trustDomain: a text or a number is expected"},
+		"no duration":              {text: "app: {tls: {certificateDuration: 1d}}", want: `app.tls.certificateDuration: "1d" is no duration`},
+		"no bool":                  {text: "app: {certmanager: {issuer: {enabled: maybe}}}", want: `app.certmanager.issuer.enabled: "maybe" is no bool`},
+		"no number":                {args: []string{"--", "--metrics-port=x"}, want: `--metrics-port`},
+		"a bad annotation":         {text: "app: {certmanager: {additionalAnnotations: [{name: a}]}}", want: "app.certmanager.additionalAnnotations: each must have a name and a value"},
+		"an annotation of ours":    {text: "app: {certmanager: {additionalAnnotations: [{name: istio.cert-manager.io/identities, value: c}]}}", want: "istio.cert-manager.io/identities is one that Signet sets itself"},
+		"a bad annotation's name":  {text: "app: {certmanager: {additionalAnnotations: [{name: 'a b', value: c}]}}", want: "app.certmanager.additionalAnnotations"},
+		"trust domain":             {text: "app: {tls: {trustDomain: Mesh}}", want: `app.tls.trustDomain "Mesh": it is no trust domain`},
+		"namespace":                {text: "app: {certmanager: {namespace: A}}", want: `app.certmanager.namespace "A"`},
+		"no issuer's name":         {text: "app: {certmanager: {issuer: {name: ''}}}", want: `app.certmanager.issuer.name ""`},
+		"issuer's kind":            {text: "app: {certmanager: {issuer: {kind: clusterissuer}}}", want: "there are Issuer and ClusterIssuer"},
+		"no issuer at all":         {text: "app: {certmanager: {issuer: {enabled: false}}}", want: "nothing can sign"},
+		"runtime ConfigMap":        {text: "app: {runtimeConfiguration: {name: A}}", want: `app.runtimeConfiguration.name "A"`},
+		"runtime namespace":        {args: []string{"--", "--runtime-issuance-config-map-name=a", "--runtime-issuance-config-map-namespace=B"}, want: `--runtime-issuance-config-map-namespace "B"`},
+		"selector":                 {text: "app: {controller: {configmapNamespaceSelector: 'a=b=c'}}", want: "it is no label selector"},
+		"accounts":                 {text: "app: {server: {caTrustedNodeAccounts: ztunnel}}", want: `"ztunnel" is not NAMESPACE/NAME`},
+		"lifetime":                 {text: "app: {server: {maxCertificateDuration: 0s}}", want: `app.server.maxCertificateDuration "0s": Signet takes 1s to 87600h`},
+		"istiod's lifetime":        {text: "app: {tls: {istiodCertificateDuration: 30m}}", want: `app.tls.istiodCertificateDuration "30m"`},
+		"istiod's renewal":         {text: "app: {tls: {istiodCertificateRenewBefore: 1h}}", want: "it must be below the certificate's 1h"},
+		"istiod's key":             {text: "app: {tls: {istiodPrivateKeyAlgorithm: Ed25519}}", want: "it must be RSA or ECDSA"},
+		"istiod's certificate":     {text: "app: {tls: {istiodCertificateEnable: static}}", want: `it must be true, false or "dynamic"`},
+		"istiod's name":            {args: []string{"--", "--istiod-cert-enabled", "--istiod-cert-name=A"}, want: "it is no name of a Certificate"},
+		"istiod's namespace":       {args: []string{"--", "--istiod-cert-enabled", "--istiod-cert-namespace=A", "--issuer-kind=ClusterIssuer"}, want: "it is no name of a namespace"},
+		"revision":                 {text: "app: {istio: {revisions: [A]}}", want: `"A" is no revision`},
+		"no DNS name":              {text: "app: {tls: {certificateDNSNames: []}}", want: "there must be one"},
+		"no DNS name by flag":      {args: []string{"--", "--serving-certificate-dns-names="}, want: "there must be one"},
+		"aliases":                  {text: "x: &x '" + strings.Repeat("x", 1<<20) + "'\ny: [" + strings.Repeat("*x,", 20) + "]", want: "where its aliases stand for what they mean"},
+		"an alias within itself":   {text: "x: &x [*x]", want: "where its aliases stand for what they mean"},
+		"a variable":               {text: csrDeployment("args: [--issuer-name, $(ISSUER)]"), want: `argument "$(ISSUER)": it takes a variable`},
+		"own namespace":            {args: []string{"-n", "a:b", "--", "-d"}, want: `"system:serviceaccount:a:b:cert-manager-istio-csr": it is no ServiceAccount`},
+		"serving lifetime":         {text: "app: {tls: {certificateDuration: 5s}}", want: "Signet takes 10s to 87600h"},
+		"address":                  {args: []string{"--", "--serving-address=6443"}, want: "it is no address to listen on"},
+		"loopback":                 {text: "app: {server: {serving: {address: 127.0.0.1}}}", want: "nobody outside of the pod reaches it"},
+		"port":                     {text: "app: {metrics: {port: 70000}}", want: `app.metrics.port "70000": it is no port`},
+		"ports":                    {text: "app: {metrics: {port: 6060}}", want: "must differ"},
+		"log format":               {text: "app: {logFormat: xml}", want: "it must be text or json"},
+		"replicas":                 {text: "replicaCount: many", want: "replicaCount: a whole number is expected"},
+		"replicas below zero":      {text: "replicaCount: -1", want: "a number of replicas is expected"},
+		"Service's port":           {text: "service: {port: 0}", want: `service.port "0": it is no port`},
+		"a text for a list":        {text: "volumes: x", want: "volumes: a list is expected"},
+		"a list for labels":        {text: "podLabels: [x]", want: "podLabels: a map is expected"},
+		"a text for a bool":        {text: "podDisruptionBudget: {enabled: 'yes'}", want: "podDisruptionBudget.enabled: true or false is expected"},
+		"own name":                 {text: "nameOverride: A_B", args: []string{"-n", "a", "--", "--serving-certificate-dns-names=A_B.a.svc"}, want: "it is no name of a Service"},
+		"no values":                {text: "[1, 2]", want: "it holds no map of values"},
+		"no YAML":                  {text: "a: [", want: "not YAML"},
+		"a value twice":            {text: "app: {}\napp: {}", want: "not YAML"},
+		"too much":                 {text: strings.Repeat("# much\n", maxInputBytes/7+1), want: "has more than"},
+		"another manifest":         {text: "apiVersion: v1\nkind: Service", want: "no Deployment with a container of istio-csr"},
+		"another Deployment":       {text: "apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: other, image: other}]}}}", want: "no Deployment with a container of istio-csr"},
+		"a broken Deployment":      {text: "apiVersion: apps/v1\nkind: Deployment\nspec: [1]", want: "Deployment: json"},
+		"two Deployments":          {text: strings.Repeat("apiVersion: apps/v1\nkind: Deployment\nspec: {template: {spec: {containers: [{name: istio-csr}]}}}\n---\n", 2), want: "several containers of istio-csr"},
+		"audiences from afar":      {text: csrDeployment("env: [{name: TOKEN_AUDIENCES, valueFrom: {fieldRef: {fieldPath: a}}}]"), want: "env TOKEN_AUDIENCES"},
+		"values and a manifest":    {text: "app: {}\n---\napiVersion: v1\nkind: Service", want: "values and a manifest were given"},
+		"an argument to a flag":    {args: []string{"--", "server"}, want: `"server": istio-csr takes flags only`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := row.args
@@ -249,6 +263,47 @@ func TestMigrateSkipUnknown(t *testing.T) {
 	assert.Contains(t, got.err, "\n  --newer\n")
 	assert.Contains(t, got.out, "trustDomain: mesh.example\n")
 	assert.Contains(t, got.out, "clusterID: west\n", "what follows an unknown flag counts")
+}
+
+// TestMigrateNested: values of istio-csr that are below a key, as in those of a chart that it is a part of, are never left out.
+func TestMigrateNested(t *testing.T) {
+	alone(t)
+	for text, want := range map[string]string{
+		"cert-manager-istio-csr: {app: {tls: {trustDomain: mesh.example}}}":  "cert-manager-istio-csr",
+		"redis: {replicaCount: 1}\nca: {app: {server: {clusterID: west}}}":   "ca",
+		"a: {b: {c: {app: {certmanager: {}}}}, app: {other: 1}}":             "a.b.c",
+		"app: {app: {tls: {trustDomain: mesh.example}}}":                     "app",
+		"one: {app: {tls: {}}}\napp: {logLevel: 2}":                          "one",
+		"old-istio-csr: {podLabels: {a: b}}\nglobal: {app: {tls: {}}}":       "old-istio-csr",
+		"platform: {istio-csr: {replicaCount: 2}}":                           "platform.istio-csr",
+		"one: {app: {tls: {}}}\ntwo: {app: {istio: {}}}":                     "one, two",
+		"mesh: {replicaCount: 2, unknown: 1}\nother: {more: 1}\nredis: text": "mesh",
+	} {
+		t.Run(want, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "in.yaml")
+			require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+			first, _, _ := strings.Cut(want, ",")
+			for _, args := range [][]string{nil, {"--skip-unknown"}} {
+				got := run(t, append([]string{"migrate", "istio-csr", "-f", file}, args...)...)
+				assert.Equal(t, exitUsage, got.code)
+				assert.Empty(t, got.out)
+				assert.Contains(t, got.err, "error: "+want+": istio-csr's values are below there")
+				assert.Contains(t, got.err, "take them by --below "+first+", or take that key out\n")
+			}
+		})
+	}
+	file := filepath.Join(t.TempDir(), "in.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("a: {mesh-ca: {app: {tls: {trustDomain: mesh.example}}}, csr: {mesh: {app: {tls: {}}}}, named: {nameOverride: x}}"), 0o600))
+	got := values(t, "-f", file, "--below", "a.mesh-ca")
+	assert.Equal(t, "mesh.example", got["config"].(map[string]any)["trustDomain"])
+	allowed := got["admissionPolicy"].(map[string]any)["allowed"].(map[string]any)
+	assert.Equal(t, []any{"system:serviceaccount:cert-manager:mesh-ca"}, allowed["users"], "Helm calls it by that key")
+	allowed = values(t, "-f", file, "--below", "a.named")["admissionPolicy"].(map[string]any)["allowed"].(map[string]any)
+	assert.Equal(t, []any{"system:serviceaccount:cert-manager:x"}, allowed["users"])
+	refused := run(t, "migrate", "istio-csr", "-f", file, "--below", "a.csr", "--skip-unknown")
+	assert.Equal(t, exitUsage, refused.code)
+	assert.Contains(t, refused.err, "error: a.csr.mesh: istio-csr's values are below there")
+	assert.Contains(t, refused.err, "--below a.csr.mesh, ")
 }
 
 // TestMigrateReads: the ways in which the same is given.
@@ -333,6 +388,74 @@ func TestMigrateUnmounted(t *testing.T) {
 	}
 }
 
+// TestMigrateRenewal: istiod's certificate isn't renewed so late that nobody can see it fail.
+func TestMigrateRenewal(t *testing.T) {
+	alone(t)
+	for name, row := range map[string]struct {
+		text string
+		want any
+		said string
+	}{
+		"istio-csr's default": {text: "{istiodCertificateDuration: 720h}", said: "app.tls.istiodCertificateRenewBefore: 30m (default) -> config.istiod.renewBefore\n      left out"},
+		"none":                {text: "{istiodCertificateRenewBefore: 0s}", said: "here 20m\n"},
+		"below a fifth":       {text: "{istiodCertificateDuration: 5h, istiodCertificateRenewBefore: 59m59s}", said: "here 1h40m\n"},
+		"a fifth":             {text: "{istiodCertificateDuration: 5h, istiodCertificateRenewBefore: 1h}", want: "1h"},
+		"the defaults":        {text: "{}", want: "30m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, said := migrateText(t, "app: {tls: "+row.text+"}")
+			istiod := got["config"].(map[string]any)["istiod"].(map[string]any)
+			assert.Equal(t, row.want, istiod["renewBefore"])
+			_, changed, _ := strings.Cut(said, "WHAT CHANGES:\n")
+			assert.Equal(t, row.want == nil, strings.Contains(changed, "-> config.istiod.renewBefore\n"))
+			assert.Contains(t, changed, row.said)
+		})
+	}
+}
+
+// TestMigrateReplicas: what few replicas cost isn't carried over unsaid.
+func TestMigrateReplicas(t *testing.T) {
+	alone(t)
+	for text, want := range map[string]string{
+		"replicaCount: 0":                       "  replicaCount: 0 -> replicas\n      with none, nothing signs",
+		"replicaCount: 1":                       "  replicaCount: 1 -> replicas\n      with one, nobody gets a certificate while it restarts",
+		"replicaCount: 2":                       "",
+		"podDisruptionBudget: {enabled: false}": "  podDisruptionBudget.enabled: false -> podDisruptionBudget.enabled\n      without it, drains of nodes may take all replicas at once",
+		"podDisruptionBudget: {enabled: true}":  "",
+	} {
+		_, said := migrateText(t, text)
+		todos, _, _ := strings.Cut(said, "\nWHAT CHANGES:\n")
+		if want == "" {
+			assert.NotRegexp(t, `(?m)^  (replicaCount|podDisruptionBudget)`, todos, text)
+		} else {
+			assert.Contains(t, todos, want, text)
+		}
+	}
+}
+
+// TestMigrateNulls: null is no label, and takes the default of the nodes' away.
+func TestMigrateNulls(t *testing.T) {
+	alone(t)
+	got, _ := migrateText(t, "podLabels: {a: null, b: c}\nnodeSelector: {kubernetes.io/os: null, d: e}")
+	assert.Equal(t, map[string]any{"b": "c"}, got["podLabels"])
+	assert.Equal(t, map[string]any{"kubernetes.io/os": nil, "d": "e"}, got["nodeSelector"])
+}
+
+// TestMigrateStorage: no more storage is requested, by Signet's default, than was allowed.
+func TestMigrateStorage(t *testing.T) {
+	alone(t)
+	for text, want := range map[string]any{
+		"limits: {ephemeral-storage: 512Mi}":                                       nil,
+		"limits: {ephemeral-storage: 512Mi}, requests: {ephemeral-storage: 256Mi}": "256Mi",
+	} {
+		got, said := migrateText(t, "resources: {"+text+"}")
+		requested, there := got["resources"].(map[string]any)["requests"].(map[string]any)["ephemeral-storage"]
+		assert.True(t, there, text)
+		assert.Equal(t, want, requested, text)
+		assert.Contains(t, said, "  resources -> resources.limits.ephemeral-storage\n")
+	}
+}
+
 // values are what migrate istio-csr prints.
 func values(t *testing.T, args ...string) map[string]any {
 	t.Helper()
@@ -341,6 +464,18 @@ func values(t *testing.T, args ...string) map[string]any {
 	var read map[string]any
 	require.NoError(t, yaml.UnmarshalStrict([]byte(got.out), &read))
 	return read
+}
+
+// migrateText is what becomes of values, or of a manifest, and what is said of it.
+func migrateText(t *testing.T, text string, args ...string) (map[string]any, string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "in.yaml")
+	require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	got := run(t, append([]string{"migrate", "istio-csr", "-f", file}, args...)...)
+	require.Equal(t, exitOK, got.code, got.err)
+	var read map[string]any
+	require.NoError(t, yaml.UnmarshalStrict([]byte(got.out), &read))
+	return read, got.err
 }
 
 // FuzzMigrate: whatever values there are, they are refused, or become values whose every setting was told of.
@@ -360,7 +495,7 @@ func FuzzMigrate(f *testing.F) {
 		if err != nil {
 			return
 		}
-		csr, err := readIstioCSR(documents, strings.Fields(args), "")
+		csr, err := readIstioCSR(documents, strings.Fields(args), "", "")
 		if err != nil {
 			return
 		}

@@ -61,6 +61,13 @@ func (m *migration) pass(path, to, note string) {
 	m.tell(path, carried, to, note)
 }
 
+// some is tell, where an empty value means nothing.
+func (m *migration) some(path string, fate fate, to, note string) {
+	if value, _ := lookUp(m.csr.values, path); !isEmpty(value) {
+		m.tell(path, fate, to, note)
+	}
+}
+
 // aliases has pods that were injected with istio-csr's name find Signet.
 func (m *migration) aliases() {
 	own := m.csr.name + "." + m.csr.namespace + ".svc"
@@ -120,7 +127,7 @@ func (m *migration) workload() {
 	m.placement()
 	m.container()
 	m.metrics()
-	m.tell("extraObjects", todo, "extraObjects", "they are part of istio-csr's release and go with it; those that are still needed can be in Signet's extraObjects, without istio-csr's template functions")
+	m.some("extraObjects", todo, "extraObjects", "they are part of istio-csr's release and go with it; those that are still needed can be in Signet's extraObjects, without istio-csr's template functions")
 	m.add(changes, "objects that istio-csr doesn't have", "", "", "NetworkPolicy (in: Signet's ports; out: what the configuration needs), PodDisruptionBudget, ValidatingAdmissionPolicy, "+
 		"FlowSchemas; each can be turned off: networkPolicy, podDisruptionBudget, admissionPolicy, priorityAndFairness")
 }
@@ -155,23 +162,31 @@ func (m *migration) replicas() {
 			m.problems = append(m.problems, fmt.Sprintf("%s %q: a number of replicas is expected", path, text))
 			return
 		}
-		note := ""
-		if number == 1 {
-			note = "all replicas sign; with two, one may be away (Signet's own default)"
-		}
 		comment := ""
 		if number != 2 {
 			comment = "Signet's own default: 2"
 		}
 		m.values.set("replicas", number, comment)
-		m.tell(path, carried, "replicas", note)
+		switch number {
+		case 0:
+			m.tell(path, todo, "replicas", "with none, nothing signs; Signet's own default is 2")
+		case 1:
+			m.tell(path, todo, "replicas", "with one, nobody gets a certificate while it restarts, is updated or its node is drained: pods that start wait, and so do renewals. "+
+				"All replicas sign, so that with two, Signet's own default, one may be away")
+		default:
+			m.tell(path, carried, "replicas", "")
+		}
 	} else {
 		m.settings = append(m.settings, migrated{name: m.workloadName(path), value: "1", to: "replicas", fate: changes, note: "2, Signet's own default: all sign, and one may be away"})
 	}
 	const budget = "podDisruptionBudget."
 	if enabled, ok := lookUp(m.csr.values, budget+"enabled"); ok && enabled != nil {
 		m.values.set(budget+"enabled", enabled, "")
-		m.tell(budget+"enabled", carried, budget+"enabled", "")
+		if enabled == true {
+			m.tell(budget+"enabled", carried, budget+"enabled", "")
+		} else {
+			m.tell(budget+"enabled", todo, budget+"enabled", "without it, drains of nodes may take all replicas at once, and nobody gets a certificate until one is back; Signet's own default is true")
+		}
 	} else {
 		m.settings = append(m.settings, migrated{name: budget + "enabled", value: "false", to: budget + "enabled", fate: changes, note: "true, Signet's own default"})
 	}
@@ -197,13 +212,20 @@ func (m *migration) budget(path, text, note string) {
 	m.tell(path, carried, path, note)
 }
 
+// csrImage are the defaults of istio-csr's chart.
+var csrImage = map[string]string{"imageRegistry": "quay.io", "imageNamespace": "jetstack", "image.name": istioCSRName}
+
 func (m *migration) image() {
 	what, note := todo, "if you have a registry of your own, bring Signet's image there and set image.registry and image.repository"
 	if !m.csr.fromValues {
 		what = dropped
 	}
 	for _, path := range []string{"imageRegistry", "imageNamespace", "image.registry", "image.repository", "image.name"} {
-		if m.csr.text(path) != "" {
+		switch m.csr.text(path) {
+		case "":
+		case csrImage[path]:
+			m.tell(path, same, "", "istio-csr's default; Signet's image has its own")
+		default:
 			m.tell(path, what, "image", note)
 			note = "likewise"
 		}
@@ -231,49 +253,6 @@ func (m *migration) labels() {
 	m.pass("deploymentAnnotations", "statefulSetAnnotations", "it is a StatefulSet")
 	m.pass("podLabels", "podLabels", "")
 	m.pass("podAnnotations", "podAnnotations", "")
-}
-
-func (m *migration) placement() {
-	m.pass("nodeSelector", "nodeSelector", "")
-	m.pass("tolerations", "tolerations", "")
-	m.pass("priorityClassName", "priorityClassName", "")
-	for _, path := range []string{"affinity", "topologySpreadConstraints"} {
-		value, ok := lookUp(m.csr.values, path)
-		if !ok || isEmpty(value) {
-			continue
-		}
-		rewritten := m.selecting(value)
-		m.values.set(path, rewritten, "")
-		if reflect.DeepEqual(value, rewritten) {
-			m.tell(path, carried, path, "")
-		} else {
-			m.tell(path, changes, path, "label selectors for istio-csr's pods select Signet's, app.kubernetes.io/name: signet")
-		}
-	}
-}
-
-// selecting is a copy of value whose label selectors for istio-csr's pods select Signet's.
-func (m *migration) selecting(value any) any {
-	switch value := value.(type) {
-	case []any:
-		items := make([]any, 0, len(value))
-		for _, item := range value {
-			items = append(items, m.selecting(item))
-		}
-		return items
-	case map[string]any:
-		fields := make(map[string]any, len(value))
-		for key, below := range value {
-			labels, isMap := below.(map[string]any)
-			if isMap && key == "matchLabels" && (labels["app"] == m.csr.name || labels["app.kubernetes.io/name"] == m.csr.name) {
-				fields[key] = map[string]any{"app.kubernetes.io/name": "signet"}
-				continue
-			}
-			fields[key] = m.selecting(below)
-		}
-		return fields
-	}
-	return value
 }
 
 // csrSecurityContext is the default of istio-csr's chart.
@@ -340,7 +319,15 @@ func (m *migration) resources() {
 		return
 	}
 	result := maps.Clone(given)
-	for _, own := range [][2]string{{"requests", "cpu"}, {"requests", "memory"}, {"limits", "memory"}} {
+	defaults := [][2]string{{"requests", "cpu"}, {"requests", "memory"}, {"limits", "memory"}}
+	const storage = "ephemeral-storage"
+	if limits, _ := given["limits"].(map[string]any); limits[storage] != nil {
+		// More must not be requested than is allowed.
+		defaults = append(defaults, [2]string{"requests", storage})
+		m.add(todo, m.workloadName("resources"), "", "resources.limits."+storage, "on an emptyDir, Signet's own records count too: a pod with more than this is evicted, so it must be "+
+			"above ledger.volume.size; or leave it out")
+	}
+	for _, own := range defaults {
 		part, _ := result[own[0]].(map[string]any)
 		part = maps.Clone(part)
 		if _, said := part[own[1]]; !said {
@@ -352,7 +339,7 @@ func (m *migration) resources() {
 		result[own[0]] = part
 	}
 	m.values.set("resources", result, "")
-	m.tell("resources", carried, "resources", "they were measured for istio-csr; Signet's own default is 100m and 128Mi, at most 1Gi. null takes a default away")
+	m.tell("resources", carried, "resources", "they were measured for istio-csr; Signet's own defaults are in the values of its chart. null takes a default away")
 }
 
 func (m *migration) metrics() {
@@ -368,7 +355,8 @@ func (m *migration) metrics() {
 		number, _ := strconv.Atoi(port)
 		m.values.set("metrics.service.port", number, "")
 	}
-	m.add(changes, "metrics", "", "", "Signet's are other ones, signet_…, at Service signet-metrics; dashboards and alerts: metrics.dashboard, metrics.prometheusRule")
+	m.add(changes, "metrics", "", "", "Signet's are other ones, signet_…, at Service signet-metrics; dashboards and alerts: metrics.dashboard, metrics.prometheusRule. "+
+		"SignetServicesWithProblems fires until every pod has a certificate of Signet: put it into metrics.prometheusRule.disabled meanwhile")
 	monitor := m.csr.text(from+"servicemonitor.enabled") == "true" && m.csr.textOr(from+"enabled", "true") == "true"
 	m.tell(from+"servicemonitor.enabled", map[bool]fate{true: carried, false: same}[monitor], to+"enabled", "")
 	if !monitor {
