@@ -26,9 +26,11 @@ type Standing string
 const (
 	// Live is the latest of a holder that exists.
 	Live Standing = "live"
-	// Superseded is one that its holder has renewed.
+	// Superseded is one that its holder has renewed; or an overdue one that was issued to an address and no pod, where
+	// the service account has a later one from another address.
 	Superseded Standing = "superseded"
-	// Orphaned is one whose pod is gone.
+	// Orphaned is one whose holder is gone: the pod, or all pods of it that the node's proxy captured; without a pod the
+	// service account.
 	Orphaned Standing = "orphaned"
 	// Ended is one that has expired.
 	Ended Standing = "ended"

@@ -59,6 +59,10 @@ func (w *wanted) filters(list string) filters {
 	return filtersOf(list, q.Namespace, q.Identity, q.SAN, q.Serial, q.Node, q.Issuer, q.State, w.Standing, q.ExpiresWithin, q.RemainingRatioBelow)
 }
 
+// heldOn says whether expired leaves are wanted that their holders should have renewed. They have ended, so that no live one
+// has expired.
+func (w *wanted) heldOn() bool { return w.State == api.Expired && w.Standing == api.Live }
+
 // fits says whether l is wanted, but for its standing.
 func (w *wanted) fits(l *leaf, now time.Time) bool {
 	v := l.validity()
@@ -114,7 +118,7 @@ func (x *index) collect(order func() *ordered[*leaf], w *wanted, before func(*le
 		}
 		looked++
 		if w.fits(l, now) {
-			if standing := x.standing(l, now); w.Standing == standing || w.Standing == AnyStanding {
+			if standing := x.standing(l, now); w.Standing == standing || w.heldOn() && x.inUse(l, now) {
 				out = append(out, found{l, l.account.name, standing})
 			}
 		}

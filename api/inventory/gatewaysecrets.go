@@ -77,20 +77,21 @@ func (r *secretReader) look() {
 
 // run reads until ctx ends.
 func (r *secretReader) run(ctx context.Context) {
+	every := time.NewTicker(r.every) // one that what is new doesn't put off
+	defer every.Stop()
 	for all := true; ; {
 		r.round(ctx, all)
 		if !pause(ctx, min(readApart, r.every)) {
 			return
 		}
-		timer := time.NewTimer(r.every)
 		select {
 		case <-ctx.Done():
-		case <-timer.C:
+			return
+		case <-every.C:
 			all = true
 		case <-r.soon:
 			all = false
 		}
-		timer.Stop()
 	}
 }
 

@@ -3,7 +3,9 @@ package inventory
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -315,7 +317,7 @@ func (f *follower) follow(ctx context.Context, version string) {
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			events, err := f.in(version).Watch(ctx, options)
-			note(err)
+			note(opened(events, err))
 			return events, err
 		},
 	}, &unstructured.Unstructured{}, f, toolscache.ReflectorOptions{Name: f.source})
@@ -343,6 +345,19 @@ func (f *follower) follow(ctx context.Context, version string) {
 			return
 		}
 	}
+}
+
+// neverOpened is the stream that client-go returns, with no error, where the API server hangs up or isn't reached in time.
+var neverOpened = reflect.TypeOf(watch.NewEmptyWatch())
+
+var errNeverOpened = errors.New("watch: the API server hung up, or wasn't reached in time")
+
+// opened is why a watch failed that returned stream and err, nil where it didn't.
+func opened(stream watch.Interface, err error) error {
+	if reflect.TypeOf(stream) == neverOpened {
+		return errNeverOpened
+	}
+	return err
 }
 
 // The following make it a [toolscache.ReflectorStore].

@@ -82,6 +82,7 @@ type account struct {
 	pods     []*pod
 	leaves   []*leaf
 	unheld   map[*leaf]struct{} // those of the leaves whose holder isn't known
+	machines *ordered[*leaf]    // those of the leaves whose holder is an address, the latest first; nil where there were none
 }
 
 // place is where pods of an account run, which have one leaf of their node's proxy.
@@ -458,6 +459,12 @@ func (x *index) setLeaf(l *leaf, of name, now time.Time) (changed bool, dropped 
 		}
 		a.unheld[l] = struct{}{}
 	}
+	if l.kind == byAddress {
+		if a.machines == nil {
+			a.machines = &ordered[*leaf]{compare: compareLatest}
+		}
+		a.machines.insert(l)
+	}
 	x.latest.insert(l)
 	x.byEnd.insert(l)
 	x.namespace(a.namespace).latest.insert(l)
@@ -517,6 +524,9 @@ func (x *index) removeLeaf(key leafKey, l *leaf, last bool) {
 	a.leaves[end] = nil
 	a.leaves = a.leaves[:end]
 	delete(a.unheld, l)
+	if l.kind == byAddress {
+		a.machines.remove(l)
+	}
 	delete(x.leaves, key)
 	x.latest.remove(l)
 	x.byEnd.remove(l)
@@ -549,8 +559,8 @@ func (x *index) staleLeaf(l *leaf) {
 	}
 }
 
-// forget drops the leaves that have expired and whose holder is gone or not known. The others stay until it is, because it
-// is a problem that they weren't renewed.
+// forget drops the leaves that have expired and aren't in use. The others stay while they are, because it is a problem that
+// they weren't renewed.
 func (x *index) forget(now time.Time) {
 	var expired []*leaf
 	x.mu.RLock()
@@ -558,7 +568,7 @@ func (x *index) forget(now time.Time) {
 		if l.validity().state(now) != api.Expired {
 			break
 		}
-		if l.kind == byNobody || !x.holderExists(l, now) || x.elsewhere(l) {
+		if !x.inUse(l, now) {
 			expired = append(expired, l)
 		}
 	}
@@ -582,6 +592,33 @@ func (x *index) elsewhere(l *leaf) bool {
 	return cluster != "" && x.cluster != "" && cluster != x.cluster
 }
 
+// inUse says whether the holder of a leaf exists, as far as the cluster tells, and so should have renewed it when its time
+// has come. Nobody knows that of a holder in another cluster, or of one that isn't known; nor of an address that didn't
+// renew until the end, which may be a machine's that is gone or has another one.
+func (x *index) inUse(l *leaf, now time.Time) bool {
+	if l.kind == byNobody || x.elsewhere(l) || l.kind == byAddress && l.validity().state(now) == api.Expired {
+		return false
+	}
+	return x.holderExists(l, now) && !x.moved(l, now)
+}
+
+// moved says whether a leaf should have been renewed from its address, and its account has a later one from another: a
+// machine's address changes, and several may share one.
+func (x *index) moved(l *leaf, now time.Time) bool {
+	if l.kind != byAddress || l.account.machines == nil || l.validity().state(now) != api.Overdue {
+		return false
+	}
+	for other := range l.account.machines.from(func(*leaf) bool { return false }) {
+		if other.issuedAt <= l.issuedAt {
+			return false
+		}
+		if other.validity().state(now) != api.Expired {
+			return true
+		}
+	}
+	return false
+}
+
 // holderExists says whether the holder of a leaf exists. It does while that isn't known.
 func (x *index) holderExists(l *leaf, now time.Time) bool {
 	if x.elsewhere(l) {
@@ -592,7 +629,7 @@ func (x *index) holderExists(l *leaf, now time.Time) bool {
 	case byPod:
 		return x.podsByUID[l.holder] != nil || !x.podsKnown.is() || recent && !l.gone
 	case byNode:
-		return len(x.placed[place{l.account, l.holder}]) > 0 || !x.podsKnown.is() || recent
+		return slices.ContainsFunc(x.placed[place{l.account, l.holder}], l.serves) || !x.podsKnown.is() || recent
 	}
 	// An account that was made anew isn't the one that asked. Clocks differ by little.
 	created := l.account.created
@@ -604,10 +641,12 @@ func (x *index) standing(l *leaf, now time.Time) api.Standing {
 	switch {
 	case l.validity().state(now) == api.Expired:
 		return api.Ended
-	case x.holderExists(l, now):
-		return api.Live
+	case !x.holderExists(l, now):
+		return api.Orphaned
+	case x.moved(l, now):
+		return api.Superseded
 	}
-	return api.Orphaned
+	return api.Live
 }
 
 // without takes one item out of a list whose order doesn't matter.

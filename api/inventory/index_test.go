@@ -77,6 +77,8 @@ func (w *world) step(r *rig, random *rand.Rand) {
 			enrolled(p)
 		case 2:
 			p.Labels["istio.io/dataplane-mode"] = []string{"ambient", "none"}[random.IntN(2)]
+		case 3:
+			delete(p.Annotations, redirection)
 		}
 		w.pods[key] = p
 		r.tell("pods", p.DeepCopy())
@@ -141,7 +143,7 @@ func (w *world) step(r *rig, random *rand.Rand) {
 				case 0, 1:
 					byProxy(c)
 				case 2:
-					unbound(c)
+					from(fmt.Sprint("192.0.2.", random.IntN(2)))(c)
 				case 6:
 					c.Holder = api.Holder{}
 				case 3:

@@ -7,8 +7,9 @@
 // names exists in its namespace, with the UID and an address that it gives.
 //
 // Its words: a leaf is a certificate that was issued; its holder is the pod, the node's proxy or the address that asked
-// for it; the latest leaf of a holder is live while the holder exists; an account is a service account, which has one
-// identity; a member of a service is a pod behind it; a view is what is said of a service until its state changes.
+// for it; the latest leaf of a holder is live while the holder exists (a node's proxy as long as it captures a pod of the
+// identity), and in use where the cluster tells that it does; an account is a service account, which has one identity; a
+// member of a service is a pod behind it; a view is what is said of a service until its state changes.
 package inventory
 
 import (
@@ -37,7 +38,8 @@ type Config struct {
 
 	// TrustDomain is that of the identities that pods should have.
 	TrustDomain spiffeid.TrustDomain `json:"-"`
-	// Cluster is the ID of the cluster whose pods are seen. Holders in other clusters are taken to exist.
+	// Cluster is the ID of the cluster whose pods are seen. Holders in other clusters are taken to exist, and left out of
+	// the metrics of leaves.
 	Cluster string `json:"-"`
 }
 

@@ -160,6 +160,10 @@ func (l *leaf) later(other *leaf) bool {
 	return cmp.Or(cmp.Compare(l.issuedAt, other.issuedAt), cmp.Compare(l.notBefore, other.notBefore)) > 0
 }
 
+// serves says whether a leaf of a node's proxy is for a pod of its account there: one that the proxy captures, or the
+// proxy's own. One that has left ambient runs on without it.
+func (l *leaf) serves(p *pod) bool { return p.class.plane == api.Ambient || p.name.name == l.podName }
+
 // certificate is what is said of the leaf at now.
 func (l *leaf) certificate(of name, standing api.Standing, now time.Time) api.Certificate {
 	common := l.common.Value()

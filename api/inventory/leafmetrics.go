@@ -11,9 +11,9 @@ import (
 	"github.com/signet-ca/signet/api"
 )
 
-// leafMetrics are those of the leaves that holders which exist use. They are made at each scrape, in one walk through the
-// leaves in the order of their ends: the first of an account is its minimum, and where there are too many accounts those
-// are told that end first.
+// leafMetrics are those of the leaves that are in use; see [index.inUse]. They are made at each scrape, in one walk through
+// the leaves in the order of their ends: the first of an account is its minimum, and where there are too many accounts
+// those are told that end first.
 type leafMetrics struct {
 	index *index
 	most  int // accounts of which the end is told; 0 turns that off
@@ -26,7 +26,7 @@ var (
 	identitiesLeftOut = prometheus.NewDesc("identity_certificate_metric_incomplete",
 		"1 where there are more service accounts than identity_certificate_not_after_timestamp_seconds may tell of.", nil, nil)
 	leavesByState = prometheus.NewDesc("identity_certificates",
-		"Certificates that holders which exist use, by state: fresh, due, overdue, expired.", []string{"state"}, nil)
+		"Certificates that holders which exist use, by state: fresh, due, overdue, expired. Left out are holders in other clusters, and those without a pod after the end: nobody knows whether they exist.", []string{"state"}, nil)
 	leavesByRatio = prometheus.NewDesc("identity_certificates_remaining_ratio",
 		"Which part of their life is left to the certificates that holders which exist use. It is as of now, so that it grows and shrinks.", nil, nil)
 	leavesOverdue = prometheus.NewDesc("identity_certificates_overdue",
@@ -80,7 +80,7 @@ func (c *leafMetrics) some(n *leafCounts, last **leaf, now time.Time) bool {
 		}
 		looked++
 		*last = l
-		if l.kind == byNobody || !c.index.holderExists(l, now) { // nobody knows whether it was renewed
+		if !c.index.inUse(l, now) {
 			continue
 		}
 		v := l.validity()

@@ -97,54 +97,56 @@ func (r *rig) identitiesOf(t *testing.T, want int) {
 
 // TestLeafMetrics: the live leaves by state, by what is left of their lives, and those that are overdue by namespace.
 func TestLeafMetrics(t *testing.T) {
-	r := newRig(t)
-	age := func(part float64) func(*api.Certificate) {
-		return func(c *api.Certificate) {
-			passed := time.Duration(part * float64(10*time.Hour))
-			c.IssuedAt, c.NotBefore = c.IssuedAt.Add(-passed), c.NotBefore.Add(-passed)
-			c.NotAfter = c.NotBefore.Add(10 * time.Hour)
+	synctest.Test(t, func(t *testing.T) { // what is left of them is the same however long issuing takes
+		r := newRig(t)
+		age := func(part float64) func(*api.Certificate) {
+			return func(c *api.Certificate) {
+				passed := time.Duration(part * float64(10*time.Hour))
+				c.IssuedAt, c.NotBefore = c.IssuedAt.Add(-passed), c.NotBefore.Add(-passed)
+				c.NotAfter = c.NotBefore.Add(10 * time.Hour)
+			}
 		}
-	}
-	issue := func(namespace string, n int, part float64) {
-		for range n {
-			r.issue(r.pod(namespace, fmt.Sprint("p", r.nextIP), "sa", sidecar), age(part))
+		issue := func(namespace string, n int, part float64) {
+			for range n {
+				r.issue(r.pod(namespace, fmt.Sprint("p", r.nextIP), "sa", sidecar), age(part))
+			}
 		}
-	}
-	issue("a", leavesLooked, 0.05) // so many that they are counted under several locks
-	issue("a", 3, 0.52)
-	issue("b", 2, 0.57)
-	issue("b", 1, 1.5)
-	issue("c", 1, 0.95)
-	gone := r.pod("d", "gone", "sa", sidecar)
-	r.issue(gone, age(0.9))
-	r.gone("pods", gone)
+		issue("a", leavesLooked, 0.05) // so many that they are counted under several locks
+		issue("a", 3, 0.52)
+		issue("b", 2, 0.57)
+		issue("b", 1, 1.5)
+		issue("c", 1, 0.95)
+		gone := r.pod("d", "gone", "sa", sidecar)
+		r.issue(gone, age(0.9))
+		r.gone("pods", gone)
 
-	text := r.scrape()
-	for _, line := range []string{
-		`signet_identity_certificates{state="fresh"} 2048`, `signet_identity_certificates{state="due"} 3`, `signet_identity_certificates{state="overdue"} 3`, `signet_identity_certificates{state="expired"} 1`,
-		`signet_identity_certificates_overdue{namespace="b"} 3`, `signet_identity_certificates_overdue{namespace="c"} 1`, `signet_identity_certificates_overdue_namespaces_left_out 0`,
-	} {
-		assert.Contains(t, text, line+"\n")
-	}
-	assert.NotContains(t, text, `overdue{namespace="a"}`)
-	assert.NotContains(t, text, `overdue{namespace="d"}`)
-	families, err := r.registry.Gather()
-	require.NoError(t, err)
-	for _, f := range families {
-		if f.GetName() != "signet_identity_certificates_remaining_ratio" {
-			continue
+		text := r.scrape()
+		for _, line := range []string{
+			`signet_identity_certificates{state="fresh"} 2048`, `signet_identity_certificates{state="due"} 3`, `signet_identity_certificates{state="overdue"} 3`, `signet_identity_certificates{state="expired"} 1`,
+			`signet_identity_certificates_overdue{namespace="b"} 3`, `signet_identity_certificates_overdue{namespace="c"} 1`, `signet_identity_certificates_overdue_namespaces_left_out 0`,
+		} {
+			assert.Contains(t, text, line+"\n")
 		}
-		h := f.GetMetric()[0].GetHistogram()
-		assert.EqualValues(t, 2055, h.GetSampleCount())
-		assert.InDelta(t, 2048*0.95+3*0.48+2*0.43+0.05, h.GetSampleSum(), 0.5)
-		got := make(map[float64]uint64)
-		for _, b := range h.GetBucket() {
-			got[b.GetUpperBound()] = b.GetCumulativeCount()
+		assert.NotContains(t, text, `overdue{namespace="a"}`)
+		assert.NotContains(t, text, `overdue{namespace="d"}`)
+		families, err := r.registry.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			if f.GetName() != "signet_identity_certificates_remaining_ratio" {
+				continue
+			}
+			h := f.GetMetric()[0].GetHistogram()
+			assert.EqualValues(t, 2055, h.GetSampleCount())
+			assert.InDelta(t, 2048*0.95+3*0.48+2*0.43+0.05, h.GetSampleSum(), 0.5)
+			got := make(map[float64]uint64)
+			for _, b := range h.GetBucket() {
+				got[b.GetUpperBound()] = b.GetCumulativeCount()
+			}
+			assert.Equal(t, map[float64]uint64{0: 1, 0.1: 2, 0.2: 2, 0.3: 2, 0.4: 2, 0.45: 4, 0.5: 7, 0.6: 7, 0.7: 7, 0.8: 7, 0.9: 7, 1: 2055}, got)
+			return
 		}
-		assert.Equal(t, map[float64]uint64{0: 1, 0.1: 2, 0.2: 2, 0.3: 2, 0.4: 2, 0.45: 4, 0.5: 7, 0.6: 7, 0.7: 7, 0.8: 7, 0.9: 7, 1: 2055}, got)
-		return
-	}
-	t.Fatal("there is no histogram")
+		t.Fatal("there is no histogram")
+	})
 }
 
 func TestNamespacesWithOverdueLeavesAreBounded(t *testing.T) {

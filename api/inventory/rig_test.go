@@ -175,8 +175,11 @@ func byProxy(c *api.Certificate) {
 }
 
 // bound to no pod.
-func unbound(c *api.Certificate) {
-	c.Holder = api.Holder{Cluster: c.Holder.Cluster, Address: "192.0.2.7"}
+func unbound(c *api.Certificate) { from("192.0.2.7")(c) }
+
+// from is of a machine that asks from an address.
+func from(address string) func(*api.Certificate) {
+	return func(c *api.Certificate) { c.Holder = api.Holder{Cluster: c.Holder.Cluster, Address: address} }
 }
 
 func digest(what string, n int) string {

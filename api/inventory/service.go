@@ -97,9 +97,9 @@ func (x *index) conditionOf(p *pod, now time.Time) condition {
 	if own := x.leaves[leafKey{p.account, byPod, p.uid}]; own != nil {
 		c.leaves = append(c.leaves, own)
 	}
-	if c.plane == api.Ambient && p.node != "" {
+	if p.node != "" {
 		// One that ended before the pod began was for others.
-		if nodes := x.leaves[leafKey{p.account, byNode, p.node}]; nodes != nil && nodes.notAfter >= p.since {
+		if nodes := x.leaves[leafKey{p.account, byNode, p.node}]; nodes != nil && nodes.serves(p) && nodes.notAfter >= p.since {
 			c.leaves = append(c.leaves, nodes)
 		}
 	}

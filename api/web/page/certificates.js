@@ -6,7 +6,7 @@ import {Finder} from './list.js';
 import {badge, bar, certificateLink, code, copying, count, coverage, facts, field, identityLink, life, sans, serviceLink, table, when} from './parts.js';
 import {absolute, length, ratioLeft} from './time.js';
 
-const standings = {live: 'In use', superseded: 'Superseded by a later one', orphaned: 'Its pod is gone', ended: 'Ended'};
+const standings = {live: 'In use', superseded: 'Superseded by a later one', orphaned: 'Its holder is gone', ended: 'Ended'};
 
 // holderOf says who a certificate was issued to.
 export function holderOf(certificate) {
@@ -53,7 +53,7 @@ export async function certificates(screen) {
   field('Namespace', input('namespace')), field('Identity', input('identity', {placeholder: 'spiffe://…'})), field('SAN', input('san')),
   field('Serial number', input('serial')), field('Node', input('node')),
   choice('State', 'state', [['', 'any'], ['fresh', 'fresh'], ['due', 'due'], ['overdue', 'overdue'], ['expired', 'expired']], wanted.state),
-  choice('Standing', 'standing', [['', 'in use'], ['superseded', 'superseded'], ['orphaned', 'pod gone'], ['ended', 'ended'], ['any', 'any']], wanted.standing),
+  choice('Standing', 'standing', [['', 'in use'], ['superseded', 'superseded'], ['orphaned', 'holder gone'], ['ended', 'ended'], ['any', 'any']], wanted.standing),
   h('button', {type: 'submit', class: 'main'}, 'Find'));
   begin();
   let drawn = false;
