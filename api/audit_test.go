@@ -37,7 +37,7 @@ func (a *audited) next(t *testing.T, after int) Read {
 		}
 		r = a.all[after]
 		return true
-	}, time.Minute, time.Millisecond, "the auditor isn't told")
+	}, patience, time.Millisecond, "the auditor isn't told")
 	return r
 }
 
@@ -134,7 +134,7 @@ func TestAuditorOfTooMany(t *testing.T) {
 		r.inFlight.mu.Lock()
 		defer r.inFlight.mu.Unlock()
 		return r.inFlight.each["all"] == 1
-	}, time.Minute, time.Millisecond)
+	}, patience, time.Millisecond)
 	require.Equal(t, http.StatusTooManyRequests, r.do(t, "GET", "/v1/trust", "all").status)
 	read := told.next(t, 0)
 	assert.Equal(t, http.StatusTooManyRequests, read.Status)

@@ -28,9 +28,10 @@ type Mesh struct {
 	TrustDomain spiffeid.TrustDomain
 	// Anchors are the trust anchors of our own trust domain that are in force now; nil where there are none.
 	Anchors func() *x509.CertPool
-	// Local says why a leaf that the anchors verify isn't one of our own cluster. Clusters of one mesh have a trust
-	// domain in common, and so the names of their service accounts. Without it, no client certificate is good.
-	Local func(ctx context.Context, leaf *x509.Certificate) error
+	// Local says why a leaf that the anchors verify isn't one of our own cluster, or is empty where it is one. Clusters of
+	// one mesh have a trust domain in common, and so the names of their service accounts. An error says that it can't be
+	// told now. Without Local, no client certificate is good.
+	Local func(ctx context.Context, leaf *x509.Certificate) (whyNot string, err error)
 }
 
 // caller is a Kubernetes user. It is never changed.
@@ -238,8 +239,7 @@ func claimsOf(token string) tokenClaims {
 	return claims
 }
 
-// fromCertificate judges the client certificate as things are now: the handshake may be hours old. It is good until it
-// ends, even where its service account is deleted before.
+// fromCertificate judges the client certificate as things are now: the handshake may be hours old.
 func (a *authenticator) fromCertificate(ctx context.Context, state *tls.ConnectionState) (*caller, error) {
 	refused := func(format string, args ...any) error {
 		return newFault(http.StatusUnauthorized, "the client certificate is not accepted: "+fmt.Sprintf(format, args...))
@@ -277,8 +277,11 @@ func (a *authenticator) fromCertificate(ctx context.Context, state *tls.Connecti
 	if !ok {
 		return nil, refused("its name %q is not that of a service account", text)
 	}
-	if err := a.mesh.Local(ctx, leaf); err != nil {
-		return nil, refused("it is not known to be of this cluster: %v", err)
+	switch whyNot, err := a.mesh.Local(ctx, leaf); {
+	case err != nil:
+		return nil, newFault(http.StatusServiceUnavailable, "it can't be told now whether the client certificate is of this cluster; ask again, or with a token").because(err)
+	case whyNot != "":
+		return nil, refused("it is not known to be of this cluster: %s", whyNot)
 	}
 	return &caller{
 		name:   "system:serviceaccount:" + namespace + ":" + account,

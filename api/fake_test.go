@@ -20,7 +20,12 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/client-go/rest"
+
+	"github.com/signet-ca/signet/setting"
 )
+
+// patience is how long a test waits for what must come.
+const patience = 3 * time.Minute
 
 // data is Views that holds what it answers. A continue is the number of items before, and the filter's namespace.
 type data struct {
@@ -204,7 +209,8 @@ type apiServer struct {
 	rights  map[string][]string
 	denied  map[string]string // user to what is refused: verb/resource
 	down    bool
-	unaware bool // of audiences
+	revoked string // the user whose tokens are refused, whatever its rights
+	unaware bool   // of audiences
 	tokens  int
 	reviews []authorizationv1.SubjectAccessReviewSpec
 }
@@ -224,6 +230,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		user, audience, _ := strings.Cut(review.Spec.Token, "_")
 		asked := review.Spec.Audiences
 		_, known := a.rights[user]
+		known = known && user != a.revoked
 		if known && (len(asked) == 0 && audience == "" || slices.Contains(asked, audience)) {
 			review.Status = authenticationv1.TokenReviewStatus{Authenticated: true, User: authenticationv1.UserInfo{Username: user, Groups: []string{"people"}}, Audiences: asked}
 		} else if known && a.unaware {
@@ -267,6 +274,9 @@ func newRig(t testing.TB, cfg Config, adjust ...func(*Server)) *rig {
 	r := &rig{data: newData(), reg: prometheus.NewRegistry(), api: &apiServer{rights: map[string][]string{
 		"all": {"*"}, "one": {"one"}, "two": {"one", "two"}, "none": {},
 	}}}
+	if cfg.ReviewTimeout.Or(0) == 0 {
+		cfg.ReviewTimeout = setting.DurationOf(patience) // a slow machine is no API server that is away
+	}
 	kube := httptest.NewServer(r.api)
 	t.Cleanup(kube.Close)
 	server, err := NewServer(cfg, r.data, nil, Cluster{Config: &rest.Config{Host: kube.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, Namespaces: func() []string { return []string{"one", "two", "three"} }}, Mesh{}, slog.New(slog.DiscardHandler), r.reg)

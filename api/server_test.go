@@ -17,11 +17,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	lru "k8s.io/apimachinery/pkg/util/cache"
 
 	"github.com/signet-ca/signet/setting"
 )
@@ -180,7 +182,12 @@ func TestUnawareOfAudiences(t *testing.T) {
 }
 
 func TestReviewsAreKept(t *testing.T) {
-	r := newRig(t, Config{CacheTime: setting.DurationOf(300 * time.Millisecond)})
+	var clock clock
+	r := newRig(t, Config{}, func(s *Server) {
+		s.authn.kept = lru.NewLRUExpireCacheWithClock(keptTokens, &clock)
+		s.authz.kept = lru.NewLRUExpireCacheWithClock(keptAnswers, &clock)
+		s.authz.sets = lru.NewLRUExpireCacheWithClock(keptSets, &clock)
+	})
 	r.data.services = services("one")
 	for range 20 {
 		require.Equal(t, 200, r.do(t, "GET", "/v1/services", "one").status)
@@ -191,10 +198,24 @@ func TestReviewsAreKept(t *testing.T) {
 		assert.Equal(t, []string{"people", "system:authenticated"}, r.api.reviews[0].Groups)
 		r.api.rights["one"] = nil
 	})
-	require.Eventually(t, func() bool { return r.do(t, "GET", "/v1/services", "one").status == 403 }, 2*time.Second, 20*time.Millisecond)
+	ask := func() int { return r.do(t, "GET", "/v1/services", "one").status }
+	clock.pass(10*time.Second - 1)
+	assert.Equal(t, 200, ask(), "kept for api.cacheTime")
+	clock.pass(maxKeepSet) // as long as a set of namespaces may be kept that took long to ask for
+	assert.Equal(t, 403, ask())
 	r.api.set(func() { delete(r.api.rights, "one") })
-	require.Eventually(t, func() bool { return r.do(t, "GET", "/v1/services", "one").status == 401 }, 2*time.Second, 20*time.Millisecond)
+	clock.pass(10*time.Second - 1)
+	assert.Equal(t, 403, ask(), "the token is kept as long")
+	clock.pass(time.Second)
+	assert.Equal(t, 401, ask())
 }
+
+// clock is that of a cache: it goes when it is told to.
+type clock struct{ since atomic.Int64 }
+
+func (c *clock) Now() time.Time { return time.Unix(2e9, c.since.Load()) }
+
+func (c *clock) pass(d time.Duration) { c.since.Add(int64(d)) }
 
 // TestTokenClaims: what a token says of itself bounds how long it is kept, and what is asked about it.
 func TestTokenClaims(t *testing.T) {
@@ -202,29 +223,39 @@ func TestTokenClaims(t *testing.T) {
 	jwt := func(payload string) string {
 		return "e." + base64.RawURLEncoding.EncodeToString([]byte(payload)) + ".s"
 	}
-	at := func(in time.Duration) string { return strconv.FormatInt(time.Now().Add(in).Unix(), 10) }
+	now := time.Now().Truncate(time.Second)
+	late, soon, past := now.Add(time.Hour), now.Add(5*time.Second), now.Add(-time.Second)
+	at := func(end time.Time) string { return strconv.FormatInt(end.Unix(), 10) }
 	for _, row := range []struct {
 		name, payload string
-		least, most   time.Duration
+		ends          time.Time // zero for never
 		asked         int
 	}{
-		{"ends late", `{"aud":["kubernetes"],"exp":` + at(time.Hour) + `}`, 10 * time.Second, 10 * time.Second, 1},
-		{"ends soon", `{"aud":["kubernetes"],"exp":` + at(5*time.Second) + `}`, 3 * time.Second, 5 * time.Second, 1},
-		{"has ended", `{"aud":["kubernetes"],"exp":` + at(-time.Second) + `}`, -3 * time.Second, 0, 1},
-		{"never ends", `{"aud":"kubernetes"}`, 10 * time.Second, 10 * time.Second, 1},
-		{"for us", `{"aud":"signet.dev"}`, 10 * time.Second, 10 * time.Second, 2},
-		{"for us and others", `{"aud":["a","signet.dev"]}`, 10 * time.Second, 10 * time.Second, 2},
-		{"no audience", `{}`, 10 * time.Second, 10 * time.Second, 2},
-		{"odd", `{"aud":7,"exp":1e300}`, 10 * time.Second, 10 * time.Second, 2},
-		{"no JSON", `x`, 10 * time.Second, 10 * time.Second, 2},
+		{"ends late", `{"aud":["kubernetes"],"exp":` + at(late) + `}`, late, 1},
+		{"ends soon", `{"aud":["kubernetes"],"exp":` + at(soon) + `}`, soon, 1},
+		{"has ended", `{"aud":["kubernetes"],"exp":` + at(past) + `}`, past, 1},
+		{"never ends", `{"aud":"kubernetes"}`, time.Time{}, 1},
+		{"for us", `{"aud":"signet.dev"}`, time.Time{}, 2},
+		{"for us and others", `{"aud":["a","signet.dev"]}`, time.Time{}, 2},
+		{"no audience", `{}`, time.Time{}, 2},
+		{"odd", `{"aud":7,"exp":1e300}`, time.Time{}, 2},
+		{"no JSON", `x`, time.Time{}, 2},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			token := jwt(row.payload)
 			r.api.set(func() { r.api.rights[token], r.api.tokens = []string{"*"}, 0 })
+			// left is how long an answer is good that is given now.
+			left := func() time.Duration {
+				if row.ends.IsZero() {
+					return 10 * time.Second
+				}
+				return min(10*time.Second, time.Until(row.ends))
+			}
+			most := left()
 			answer, keep := r.authn.review(t.Context(), token)
 			require.NotNil(t, answer.caller)
-			assert.GreaterOrEqual(t, keep, row.least)
-			assert.LessOrEqual(t, keep, row.most)
+			assert.GreaterOrEqual(t, keep, left())
+			assert.LessOrEqual(t, keep, most)
 			assert.Equal(t, row.asked, r.api.tokens)
 		})
 	}
@@ -500,9 +531,8 @@ func TestGzip(t *testing.T) {
 }
 
 func TestBodiesAreRefused(t *testing.T) {
-	r := newRig(t, Config{})
 	for _, body := range []io.Reader{strings.NewReader("x"), io.MultiReader(strings.NewReader("x"))} {
-		r.http.CloseIdleConnections() // the last refusal ended its connection, which the client may not have noticed
+		r := newRig(t, Config{}) // a refusal ends its connection, which the next request must not meet
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/v1/services", body)
 		require.NoError(t, err)
 		response, err := r.http.Do(request)
@@ -527,8 +557,11 @@ func TestInFlight(t *testing.T) {
 		}
 	}
 	ask("all", 2)
-	require.Eventually(t, func() bool { return r.inFlight.used() == 2 }, 5*time.Second, time.Millisecond)
-	time.Sleep(50 * time.Millisecond) // both hold their caller's place
+	require.Eventually(t, func() bool {
+		r.inFlight.mu.Lock()
+		defer r.inFlight.mu.Unlock()
+		return r.inFlight.each["all"] == 2
+	}, patience, time.Millisecond)
 	over := r.do(t, "GET", "/v1/services", "all")
 	assert.Equal(t, 429, over.status)
 	assert.Equal(t, "1", over.header.Get("Retry-After"))
@@ -538,7 +571,7 @@ func TestInFlight(t *testing.T) {
 	ask("two", 2)
 	r.api.set(func() { r.api.rights["more"] = []string{"*"} })
 	ask("more", 2)
-	require.Eventually(t, func() bool { return r.inFlight.used() == 8 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return r.inFlight.used() == 8 }, patience, time.Millisecond)
 	full := r.do(t, "GET", "/v1/services", "all")
 	assert.Equal(t, 503, full.status)
 	assert.Equal(t, "1", full.header.Get("Retry-After"))
@@ -547,7 +580,7 @@ func TestInFlight(t *testing.T) {
 	for range 8 {
 		assert.Equal(t, 200, <-results)
 	}
-	assert.Eventually(t, func() bool { return r.inFlight.used() == 0 }, 5*time.Second, time.Millisecond)
+	assert.Eventually(t, func() bool { return r.inFlight.used() == 0 }, patience, time.Millisecond)
 	assert.Empty(t, r.inFlight.each)
 }
 
@@ -563,10 +596,10 @@ func TestWorking(t *testing.T) {
 			assert.NoError(t, err)
 		})
 	}
-	require.Eventually(t, func() bool { return r.inFlight.used() == 10 && len(r.working) == cap(r.working) }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return r.inFlight.used() == 10 && len(r.working) == cap(r.working) }, patience, time.Millisecond)
 	close(r.data.hold)
 	group.Wait()
-	require.Eventually(t, func() bool { return r.inFlight.used() == 0 && len(r.working) == 0 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return r.inFlight.used() == 0 && len(r.working) == 0 }, patience, time.Millisecond)
 }
 
 // stuck is a reader that reads nothing until it is told to.

@@ -67,6 +67,7 @@ type pace struct {
 	poll      time.Duration // between two looks at most, for what grows
 	heartbeat time.Duration // between two lines at most, and between two looks
 	slow      time.Duration // that a reader may take for what was found at once
+	cut       time.Duration // after which it is cut even where it can't be told why
 	age       time.Duration // after which a watch ends
 	overlap   time.Duration // that is looked at again for records that came late
 	most      int           // items that one watch may be about
@@ -74,7 +75,7 @@ type pace struct {
 
 var defaultPace = pace{
 	pause: time.Second, times: 16, poll: 2 * time.Second, heartbeat: 15 * time.Second, slow: 20 * time.Second,
-	age: time.Hour, overlap: 30 * time.Second, most: 50_000,
+	cut: 40 * time.Second, age: time.Hour, overlap: 30 * time.Second, most: 50_000,
 }
 
 // watched is a list that is watched.
@@ -487,7 +488,7 @@ func (w *watcher[T]) write() error {
 	slow := w.server.pace.slow
 	control := http.NewResponseController(w.out)
 	begin := time.Now()
-	_ = control.SetWriteDeadline(begin.Add(2 * slow)) // a test's writer has none
+	_ = control.SetWriteDeadline(begin.Add(w.server.pace.cut)) // a test's writer has none
 	w.server.metrics.lines.Add(float64(bytes.Count(w.lines.Bytes(), []byte("\n"))))
 	n, err := w.out.Write(w.lines.Bytes())
 	w.call.answer.sent += int64(n)

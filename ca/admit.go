@@ -66,7 +66,11 @@ func (a *admission) shares(caller *Caller, grant Grant) []share {
 // the issuer too.
 func (a *admission) admit(ctx context.Context, caller *Caller, grant Grant) (release func(), err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, kindCanceled.because("wait for a turn: %w", err)
+		kind := kindCanceled
+		if errors.Is(err, context.DeadlineExceeded) { // its own time is up: the caller is still there
+			kind = kindTimeout
+		}
+		return nil, kind.because("wait for a turn: %w", err)
 	}
 	shares := a.shares(caller, grant)
 	// Who has nothing left need not wait.

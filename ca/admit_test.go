@@ -2,6 +2,7 @@ package ca
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -54,6 +55,24 @@ func TestAdmitBudgets(t *testing.T) {
 		}
 		a.queue.empty(t)
 	})
+}
+
+// Who comes when the request's own time is up is still there; who has left is not.
+func TestAdmitTooLate(t *testing.T) {
+	a := newAdmission(AdmissionConfig{})
+	for want, reason := range map[*kind]error{&kindTimeout: context.DeadlineExceeded, &kindCanceled: context.Canceled} {
+		ctx, cancel := context.WithDeadline(t.Context(), time.Now())
+		if errors.Is(reason, context.Canceled) {
+			ctx, cancel = context.WithCancel(t.Context())
+			cancel()
+		}
+		<-ctx.Done()
+		_, err := a.admit(ctx, pod("foo", "one"), own(pod("foo", "one")))
+		cancel()
+		requireKind(t, *want, err)
+		require.ErrorIs(t, err, reason)
+	}
+	a.queue.empty(t)
 }
 
 func TestAdmitWaits(t *testing.T) {

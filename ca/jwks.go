@@ -30,7 +30,7 @@ const (
 // KeysPaths are the paths at the API server that [Keys] must be allowed to get.
 func KeysPaths() []string { return []string{discoveryPath, jwksPath} }
 
-// The times of [Keys]. A key that the API server takes back is used for one keysEvery, and keysTimeout, at most, while
+// The times of the API server's [Keys]. A key that it takes back is used for one keysEvery, and keysTimeout, at most, while
 // the API server can be asked.
 const (
 	keysEvery   = time.Minute      // between two looks
@@ -38,9 +38,8 @@ const (
 	keysTimeout = 10 * time.Second // for one look
 )
 
-// Keys are those by which tokens of service accounts are verified: what the API server says of itself as an OIDC issuer.
-// Both documents are asked of the API server with our own credentials; the jwks_uri in the first, which may lead
-// anywhere, isn't followed. Safe for concurrent use.
+// Keys are those by which tokens of one issuer are verified, as it publishes them: the API server, see [NewKeys], or one
+// of ca.oidc. Safe for concurrent use.
 type Keys struct {
 	fetch   func(context.Context) (*keySet, error)
 	log     *slog.Logger
@@ -51,20 +50,22 @@ type Keys struct {
 	metrics *keysMetrics
 }
 
-// keySet is what the API server said at one moment. It is never changed.
+// keySet is what the issuer said at one moment. It is never changed.
 type keySet struct {
 	issuer string
 	keys   map[string]signingKey // by key ID
-	asked  time.Time             // the API server still had these keys then
+	asked  time.Time             // the issuer still had these keys then
 }
 
 // signingKey verifies signatures of one algorithm, which its kind of key decides, never a token.
 type signingKey struct {
 	algorithm jose.SignatureAlgorithm
-	public    any // *rsa.PublicKey or *ecdsa.PublicKey
+	public    any // *rsa.PublicKey, *ecdsa.PublicKey or, of ca.oidc only, ed25519.PublicKey
 }
 
-// NewKeys makes Keys of the API server that config leads to. There are none until [Keys.Start] has asked for them.
+// NewKeys makes Keys of the API server that config leads to: what it says of itself as an OIDC issuer. Both documents are
+// asked of it with our own credentials; the jwks_uri in the first, which may lead anywhere, isn't followed. There are no
+// keys until [Keys.Start] has asked for them.
 func NewKeys(config *rest.Config, log *slog.Logger, reg prometheus.Registerer) (*Keys, error) {
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
@@ -102,8 +103,8 @@ func newKeys(fetch func(context.Context) (*keySet, error), log *slog.Logger, reg
 // NeedLeaderElection says that every replica has them.
 func (k *Keys) NeedLeaderElection() bool { return false }
 
-// Start asks for the keys until ctx ends: at once, every minute, after an error and when a token names an unknown key,
-// but never twice within five seconds. Until an answer comes, those of the last one stay.
+// Start asks for the keys until ctx ends: at once, then from time to time, after an error and when a token names an unknown
+// key, but not more often than the gap allows. Until an answer comes, those of the last one stay.
 func (k *Keys) Start(ctx context.Context) error {
 	for {
 		err := k.refresh(ctx)

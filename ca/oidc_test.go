@@ -260,6 +260,7 @@ type provider struct {
 	caFile  string
 	asked   atomic.Int64
 	release chan struct{} // closed when the test is over
+	stuck   func()        // called by an answer that doesn't end
 
 	discovery, jwks atomic.Pointer[http.HandlerFunc]
 }
@@ -340,10 +341,11 @@ func TestOIDCFetch(t *testing.T) {
 			stuck := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(http.StatusOK)
 				w.(http.Flusher).Flush()
+				p.stuck()
 				<-p.release // not before: an answer that ends could still arrive
 			})
 			p.jwks.Store(&stuck)
-		}, "context deadline exceeded"},
+		}, "context canceled"},
 		{"failing", func(p *provider, _ *oidcSource) { p.discovery.Store(&failing) }, "it answers 500"},
 		{"no JSON", func(p *provider, _ *oidcSource) { p.discovery.Store(answering("<html>")) }, "parse the discovery document"},
 		{"keys that are no JSON", func(p *provider, _ *oidcSource) { p.jwks.Store(answering("<html>")) }, "parse the JWKS"},
@@ -356,12 +358,9 @@ func TestOIDCFetch(t *testing.T) {
 			p.has(key)
 			s := &oidcSource{issuer: p.URL, caFile: p.caFile}
 			row.change(p, s)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			if row.name == "stuck" {
-				cancel()
-				ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
-			}
+			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
+			p.stuck = cancel
 			found, err := s.fetch(ctx)
 			if row.want != "" {
 				require.ErrorContains(t, err, row.want)
@@ -443,11 +442,11 @@ func TestOIDCKeysThatRotate(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- o.Start(ctx) }()
-	require.Eventually(t, func() bool { return accepted(token("1", first)) }, time.Minute, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return accepted(token("1", first)) }, 3*time.Minute, 5*time.Millisecond)
 	assert.Contains(t, o.Describe(time.Now())[0], "1 keys, as it said ")
 
 	p.has(published("2", second))
-	require.Eventually(t, func() bool { return accepted(token("2", second)) }, time.Minute, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return accepted(token("2", second)) }, 3*time.Minute, 5*time.Millisecond)
 	assert.False(t, accepted(token("1", first)), "the old one is gone")
 
 	before, began := p.asked.Load(), time.Now()

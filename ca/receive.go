@@ -58,7 +58,10 @@ func (c frameCodec) Unmarshal(data mem.BufferSlice, v any) error {
 // receive reads the one message of a request, which must arrive before ctx ends.
 func (s *Server) receive(ctx context.Context, stream grpc.ServerStream, address string) (*istioca.IstioCertificateRequest, error) {
 	release, err := s.receiving.acquire(ctx, address, address)
-	if err != nil {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return nil, kindCanceled.because("receive the request: %w", err)
+	case err != nil:
 		return nil, kindOverloaded.because("receive the request: %w", err)
 	}
 	defer release()

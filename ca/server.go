@@ -398,13 +398,18 @@ func (s *Server) finish(x *exchange, err error) error {
 	}
 	//nolint:sloglint // the message is one of two constants
 	s.log.Log(context.Background(), level, text, append(x.facts(), "reason", r.reason, "code", r.code.String(),
-		"err", r.cause, "unlogged_before", s.muted.Swap(0))...)
+		"err", cut(r.cause.Error(), maxLogged), "unlogged_before", s.muted.Swap(0))...)
 	return r
 }
 
-// shorten bounds what a caller can put into the log.
-func shorten(text string) string {
-	const most = 256
+// maxLogged bounds the cause of a refusal in the log, in bytes: it may have names in it that the caller made up.
+const maxLogged = 2 << 10
+
+// shorten bounds one thing that a caller says of itself.
+func shorten(text string) string { return cut(text, 256) }
+
+// cut is at most the first bytes of a text, and a sign that there was more.
+func cut(text string, most int) string {
 	if len(text) > most {
 		return text[:most] + "…"
 	}

@@ -207,7 +207,7 @@ func start(t *testing.T, endpoint *BundleEndpoint) string {
 	done := make(chan error, 1)
 	go func() { done <- endpoint.Start(ctx) }()
 	t.Cleanup(func() { cancel(); assert.NoError(t, <-done) })
-	require.Eventually(t, func() bool { return endpoint.Address() != nil }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return endpoint.Address() != nil }, 3*time.Minute, 10*time.Millisecond)
 	return endpoint.Address().String()
 }
 
@@ -241,7 +241,7 @@ func TestR56_BundleEndpointWithFiles(t *testing.T) {
 	}
 	serves := func(serial int64) {
 		t.Helper()
-		require.Eventually(t, func() bool { n := served(); return n != nil && n.Int64() == serial }, 30*time.Second, 50*time.Millisecond)
+		require.Eventually(t, func() bool { n := served(); return n != nil && n.Int64() == serial }, 3*time.Minute, 50*time.Millisecond)
 	}
 	certPEM, keyPEM := serverPair(t, ca, 11)
 	write(t, certFile, certPEM)
@@ -260,7 +260,7 @@ func TestR56_BundleEndpointWithFiles(t *testing.T) {
 	require.Eventually(t, func() bool {
 		text, _ := endpoint.Ready(now)
 		return strings.Contains(text, "certificate "+certFile+" and key "+keyFile)
-	}, 30*time.Second, 50*time.Millisecond)
+	}, 3*time.Minute, 50*time.Millisecond)
 	assert.Equal(t, int64(11), served().Int64())
 	write(t, keyFile, keyPEM)
 	serves(12)

@@ -236,10 +236,10 @@ type Distributor struct {
 	dynamic    dynamic.Interface
 	discovery  discovery.ServerResourcesInterfaceWithContext
 
-	// mu guards the following.
-	mu      sync.Mutex
-	term    *distribution // nil while it doesn't run
-	changed chan struct{} // nil while nobody waits
+	notice Notice // that the progress has changed
+
+	mu   sync.Mutex
+	term *distribution // guarded by mu; nil while it doesn't run
 }
 
 // NewDistributor makes a distributor of what documents returns: the documents that must be carried now,
@@ -333,24 +333,12 @@ func (d *Distributor) Progress() Progress {
 
 // Watch is Progress, and a channel that is closed when it has changed.
 func (d *Distributor) Watch() (Progress, <-chan struct{}) {
-	d.mu.Lock()
-	if d.changed == nil {
-		d.changed = make(chan struct{})
-	}
-	changed := d.changed
-	d.mu.Unlock()
+	changed := d.notice.Changed()
 	return d.Progress(), changed
 }
 
 // notify tells those that watch.
-func (d *Distributor) notify() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.changed != nil {
-		close(d.changed)
-		d.changed = nil
-	}
-}
+func (d *Distributor) notify() { d.notice.Tell() }
 
 func (d *Distributor) current() *distribution {
 	d.mu.Lock()

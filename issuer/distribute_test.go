@@ -595,17 +595,19 @@ func TestAnswers(t *testing.T) {
 		"no answer":   {errors.New("connection refused"), placePending, false, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			term := ruled(t, "a")
-			p := term.at("a")
-			term.refusedWith(p, row.err)
-			assert.Equal(t, row.state, p.state)
-			assert.Equal(t, row.pause, p.due().After(time.Now()))
-			assert.Equal(t, row.held, term.queue.held.After(time.Now()))
-			term.shown("a", seen("one", 9))
-			if row.state != placeSkipped {
-				assert.Equal(t, placeCarrying, p.state)
-				assert.Empty(t, p.why())
-			}
+			synctest.Test(t, func(t *testing.T) { // some pauses are short
+				term := ruled(t, "a")
+				p := term.at("a")
+				term.refusedWith(p, row.err)
+				assert.Equal(t, row.state, p.state)
+				assert.Equal(t, row.pause, p.due().After(time.Now()))
+				assert.Equal(t, row.held, term.queue.held.After(time.Now()))
+				term.shown("a", seen("one", 9))
+				if row.state != placeSkipped {
+					assert.Equal(t, placeCarrying, p.state)
+					assert.Empty(t, p.why())
+				}
+			})
 		})
 	}
 }

@@ -137,7 +137,7 @@ func (t *distribution) reflect(ctx context.Context, from source, kind runtime.Ob
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			stream, err := from.watch(ctx, options)
-			note(err)
+			note(opened(stream, err))
 			return stream, err
 		},
 	}, kind, to, cache.ReflectorOptions{

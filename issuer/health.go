@@ -63,9 +63,9 @@ func (h *Health) LedTo(ref Ref, anchor *x509.Certificate) {
 	defer h.mu.Unlock()
 	r := h.of(ref)
 	moved := r.anchor == nil || !r.anchor.Equal(anchor)
-	closed := !r.openedAt.IsZero()
+	wasOpen := !r.openedAt.IsZero()
 	r.anchor, r.failures, r.openedAt, r.reason = anchor, nil, time.Time{}, ""
-	if moved || closed {
+	if moved || wasOpen {
 		h.notice.Tell()
 	}
 }

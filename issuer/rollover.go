@@ -416,9 +416,10 @@ func (r *Rollover) Held(anchor *x509.Certificate, now time.Time) string {
 	case a.Phase == Retiring:
 		return fmt.Sprintf("its root %q is retiring; add it to the sources of roots again", anchor.Subject)
 	case a.Until.IsZero():
-		return fmt.Sprintf("its root %q is published and waits for %s", anchor.Subject, a.Waits)
+		return fmt.Sprintf("its root %q is published and waits for %s, and then for the end of leaves that were answered without it", anchor.Subject, a.Waits)
 	}
-	return fmt.Sprintf("its root %q is published; leaves that were answered without it may live for another %s", anchor.Subject, max(0, a.Until.Sub(now)).Round(time.Second))
+	return fmt.Sprintf("its root %q is published; leaves that were answered without it may live for another %s, and from %s on it may sign",
+		anchor.Subject, max(0, a.Until.Sub(now)).Round(time.Second), a.Until.UTC().Format(time.RFC3339))
 }
 
 // Equal says whether two states are the same, but for what they wait for.

@@ -111,10 +111,12 @@ func TestRolloverFromOneRootToAnother(t *testing.T) {
 	s.is("a=signing b=published")
 	s.pass(10 * longest)
 	s.is("a=signing b=published")
-	assert.Contains(t, s.state.Held(s.roots["b"], s.o.Now), "waits for 1 of 3 namespaces to carry it")
+	assert.Contains(t, s.state.Held(s.roots["b"], s.o.Now), "waits for 1 of 3 namespaces to carry it, and then for the end of leaves")
 	s.o.Waits = ""
 	s.is("a=signing b=published")
+	b, _ := s.state.Anchor(s.id("b"))
 	assert.Contains(t, s.state.Held(s.roots["b"], s.o.Now), "may live for another 1h")
+	assert.Contains(t, s.state.Held(s.roots["b"], s.o.Now), ", and from "+b.Until.UTC().Format(time.RFC3339)+" on it may sign")
 	s.o.Waits = "a new replica to answer with it" // which has the state from its first moment
 	carried := s.o.Now
 	for !strings.Contains(s.phases(), "b=distributed") {

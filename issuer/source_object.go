@@ -111,7 +111,7 @@ func (o *objectText) watch(ctx context.Context, found func([]byte, error)) {
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 			opts.FieldSelector = byName
 			stream, err := o.open(ctx, opts)
-			outcome(err)
+			outcome(opened(stream, err))
 			return stream, err
 		},
 	}, o.empty, cache.SharedIndexInformerOptions{ObjectDescription: o.String()})

@@ -53,6 +53,8 @@ type Subject struct {
 	Text string
 	// NotBefore and NotAfter are the validity, for a CRL thisUpdate and nextUpdate. Both are required.
 	NotBefore, NotAfter time.Time
+	// Renewal is when whoever renews it is going to; zero where that isn't known, and the policy of the kind decides.
+	Renewal time.Time
 	// About is the object that Events are recorded on; nil for none. It must not be changed.
 	About *corev1.ObjectReference
 }
@@ -62,6 +64,9 @@ type Status struct {
 	Subject
 	State State
 }
+
+// policy says when it is due and overdue.
+func (s *Subject) policy() Policy { return policyFor(s.Kind, s.NotBefore, s.NotAfter, s.Renewal) }
 
 type subjectID struct {
 	kind Kind
@@ -134,7 +139,7 @@ func (e *Expiry) Subjects() []Status {
 	now := time.Now()
 	var all []Status
 	for _, s := range e.subjects() {
-		all = append(all, Status{s, Decide(s.Kind.Policy(), s.NotBefore, s.NotAfter, now)})
+		all = append(all, Status{s, Decide(s.policy(), s.NotBefore, s.NotAfter, now)})
 	}
 	return all
 }
@@ -165,13 +170,13 @@ func (e *Expiry) look(now time.Time) time.Time {
 	seen := make(map[subjectID]bool)
 	for _, s := range e.subjects() {
 		seen[subjectID{s.Kind, s.Key}] = true
-		state := Decide(s.Kind.Policy(), s.NotBefore, s.NotAfter, now)
+		state := Decide(s.policy(), s.NotBefore, s.NotAfter, now)
 		if tallies[s.Kind] == nil {
 			tallies[s.Kind] = new(tally)
 		}
 		tallies[s.Kind].add(state, s.NotBefore, s.NotAfter, now)
 		e.watch(s, state, now)
-		if next := nextChange(s.Kind.Policy(), s.NotBefore, s.NotAfter, now); !next.IsZero() && next.Before(again) {
+		if next := nextChange(s.policy(), s.NotBefore, s.NotAfter, now); !next.IsZero() && next.Before(again) {
 			again = next
 		}
 	}
@@ -371,6 +376,22 @@ func ServingSubjects(s *Serving, about corev1.ObjectReference) func() []Subject 
 			NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, About: reference(about),
 		}}
 	}
+}
+
+// IstiodSubjects is the source of istiod's certificate. Cert-manager says when it renews it, by istiod.renewBefore.
+func IstiodSubjects(s *Istiod) func() []Subject {
+	return func() []Subject { return s.Status().subjects() }
+}
+
+func (s IstiodStatus) subjects() []Subject {
+	if s.NotAfter.IsZero() {
+		return nil
+	}
+	return []Subject{{
+		Kind: KindIstiod, Key: s.Namespace + "/" + s.Name, Text: "istiod's certificate " + s.Namespace + "/" + s.Name,
+		NotBefore: s.NotBefore, NotAfter: s.NotAfter, Renewal: s.Renewal,
+		About: &corev1.ObjectReference{APIVersion: certificateKind.GroupVersion().String(), Kind: certificateKind.Kind, Namespace: s.Namespace, Name: s.Name},
+	}}
 }
 
 // AnchorSubjects is the source of the trust anchors in force.

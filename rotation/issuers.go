@@ -497,7 +497,10 @@ func (i *Issuers) Describe() []string {
 	for _, c := range candidates {
 		if c.Ref == current {
 			lines[0] += ", " + c.Condition.State + ": " + c.Condition.Reason
-			if c.Open || c.Held != "" || c.Anchor == nil && c.Asked != "" {
+			switch ready := c.Condition.State == issuer.StateReady || c.Condition.State == issuer.StateUnknown; {
+			case ready && !c.Open && c.Held != "":
+				lines[0] += "; but requests are refused, and what it signs is held back: " + c.Held
+			case c.Open || c.Held != "" || c.Anchor == nil && c.Asked != "":
 				lines[0] += "; " + c.why()
 			}
 		}

@@ -477,7 +477,7 @@ func TestIssuersInForceHeldBack(t *testing.T) {
 		pass(time.Minute)
 		d.is("a", "there is no other")
 		assert.Equal(t, 1, strings.Count(d.events.text(), "Warning NotInForce a: can't sign for the mesh: held back: its root"), d.events.text())
-		assert.Contains(t, strings.Join(d.Describe(), "\n"), "held back: its root")
+		assert.Contains(t, strings.Join(d.Describe(), "\n"), "; but requests are refused, and what it signs is held back: its root")
 	})
 }
 
@@ -650,7 +650,7 @@ func TestIssuersDescribe(t *testing.T) {
 		{"a=unasked", "Issuer.cert-manager.io/a is in force, Ready: verified"},
 		{"a=silent", "Issuer.cert-manager.io/a is in force, Ready: verified; its root is not known: no answer"},
 		{"a=open", "Issuer.cert-manager.io/a is in force, Ready: verified; its circuit is open: 5 failed"},
-		{"a=held", "Issuer.cert-manager.io/a is in force, Ready: verified; held back: its root is published"},
+		{"a=held", "Issuer.cert-manager.io/a is in force, Ready: verified; but requests are refused, and what it signs is held back: its root is published"},
 		{"a=missing", "Issuer.cert-manager.io/a is in force, Missing: not there"},
 		{"b=held a=able c=able", "Issuer.cert-manager.io/a is in force, Ready: verified\nIssuer.cert-manager.io/b: held back: its root is published\nIssuer.cert-manager.io/c: Ready: verified"},
 		{"b=unasked a=external", "Issuer.cert-manager.io/a is in force, Unknown: external\nIssuer.cert-manager.io/b: its root is not known yet"},
@@ -662,6 +662,8 @@ func TestIssuersDescribe(t *testing.T) {
 		}
 		assert.Equal(t, row.want, strings.Join(d.Describe(), "\n"), row.candidates)
 	}
+	d.candidates = []candidate{candidateIn("a", "held and open")}
+	assert.Equal(t, []string{"Issuer.cert-manager.io/a is in force, Ready: verified; its circuit is open: 5 failed"}, d.Describe())
 	d.trouble = errors.New("one\ntwo")
 	assert.Equal(t, "one; two", d.Describe()[len(d.Describe())-1], "each line is one")
 }

@@ -274,6 +274,8 @@ type IstiodStatus struct {
 	Issuer issuer.Ref
 	// NotBefore and NotAfter are the validity of what is in the Secret; zero while there is nothing.
 	NotBefore, NotAfter time.Time
+	// Renewal is when cert-manager is going to renew it; zero where it doesn't say so.
+	Renewal time.Time
 	// Ready says that the Secret holds a valid certificate as the Certificate now asks for it, signed
 	// by Issuer.
 	Ready bool
@@ -304,6 +306,9 @@ func statusOf(c *cmapi.Certificate) IstiodStatus {
 	}
 	if c.Status.NotBefore != nil && c.Status.NotAfter != nil {
 		s.NotBefore, s.NotAfter = c.Status.NotBefore.Time, c.Status.NotAfter.Time
+	}
+	if c.Status.RenewalTime != nil {
+		s.Renewal = c.Status.RenewalTime.Time
 	}
 	for _, condition := range c.Status.Conditions {
 		if condition.Type == cmapi.CertificateConditionReady {
@@ -599,7 +604,8 @@ func (k *keeping) look(ctx context.Context) time.Duration {
 	}
 	level, now := slog.LevelWarn, time.Now()
 	left := status.NotAfter.Sub(now)
-	if state := Decide(KindIstiod.Policy(), status.NotBefore, status.NotAfter, now); state == Overdue || state == Expired {
+	policy := policyFor(KindIstiod, status.NotBefore, status.NotAfter, status.Renewal)
+	if state := Decide(policy, status.NotBefore, status.NotAfter, now); state == Overdue || state == Expired {
 		level = slog.LevelError
 	}
 	pause := retryIn(k.failures, left)
@@ -709,11 +715,15 @@ func (d *deniedLog) handle(ctx context.Context, r *toolscache.Reflector, err err
 		what = schema.GroupResource{Group: status.Status().Details.Group, Resource: status.Status().Details.Kind}.String()
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if last, ok := d.last[what]; ok && time.Since(last) < deniedEvery {
+	last, known := d.last[what]
+	due := !known || time.Since(last) >= deniedEvery
+	if due {
+		d.last[what] = time.Now()
+	}
+	d.mu.Unlock()
+	if !due {
 		return
 	}
-	d.last[what] = time.Now()
 	if apierrors.IsForbidden(err) {
 		d.log.Error("not allowed to watch; grant list and watch with a Role or ClusterRole", "resource", what, "err", err)
 		return

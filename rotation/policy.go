@@ -58,6 +58,16 @@ var policies = map[Kind]Policy{
 // Policy is the policy of a kind.
 func (k Kind) Policy() Policy { return policies[k] }
 
+// policyFor is that of a kind, for something that somebody else renews at due: then it is overdue when half of what is left
+// by then has gone by. Due is zero where that isn't known, and means nothing outside of the validity.
+func policyFor(kind Kind, notBefore, notAfter, due time.Time) Policy {
+	if !due.After(notBefore) || !due.Before(notAfter) {
+		return kind.Policy()
+	}
+	fraction := float64(due.Sub(notBefore)) / float64(notAfter.Sub(notBefore))
+	return Policy{Due: fraction, Overdue: (1 + fraction) / 2}
+}
+
 // moments are those at which the state changes: when it is due, overdue, and over.
 func (p Policy) moments(notBefore, notAfter time.Time) (due, overdue, over time.Time) {
 	life := notAfter.Sub(notBefore)

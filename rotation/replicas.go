@@ -63,7 +63,10 @@ type Replicas struct {
 	longest time.Duration               // a leaf whose request is on its way
 	log     *slog.Logger
 
-	saidAt time.Time // the last good report; used by Start only
+	// The following are those of the last good report; used by Start only.
+	said   Report
+	saidAt time.Time
+	former string // the anchor before that of said
 
 	mu   sync.Mutex
 	seen map[string]sighting // by replica
@@ -92,7 +95,6 @@ func (r *Replicas) NeedLeaderElection() bool { return false }
 func (r *Replicas) Start(ctx context.Context) error {
 	var running sync.WaitGroup
 	running.Go(func() { r.watched.Start(ctx) })
-	var said Report
 	behind := true // the state may have changed since it was seen last
 	failures := 0
 	for ctx.Err() == nil {
@@ -100,11 +102,12 @@ func (r *Replicas) Start(ctx context.Context) error {
 		_, replaced := r.issuers.Watch()
 		began := time.Now()
 		report := r.report(r.issuers.Current())
-		if behind || report != said || began.Sub(r.saidAt) >= reportEvery {
+		if behind || r.news(report) || began.Sub(r.saidAt) >= reportEvery {
 			var err error
 			switch report, err = r.tell(ctx, behind); {
 			case err == nil:
-				said, behind, failures, r.saidAt = report, false, 0, began
+				behind, failures = false, 0
+				r.note(report, began)
 				r.issuers.Confirm(began)
 			case ctx.Err() == nil:
 				behind = true
@@ -131,6 +134,23 @@ func (r *Replicas) Start(ctx context.Context) error {
 	}
 	running.Wait()
 	return nil
+}
+
+// news says whether a report has what the others should know at once. That leaves lead to the anchor again that was
+// reported before the last one can wait: an issuer that signs under two in turn would be reported all the time.
+func (r *Replicas) news(report Report) bool {
+	if r.former != "" && report.Anchor == r.former {
+		report.Anchor = r.said.Anchor
+	}
+	return report != r.said
+}
+
+// note takes note of what was reported at a time.
+func (r *Replicas) note(report Report, at time.Time) {
+	if report.Anchor != r.said.Anchor {
+		r.former = r.said.Anchor
+	}
+	r.said, r.saidAt = report, at
 }
 
 // tell reports, where the state may have been missed after it was read anew, so that what is confirmed is what is in force.

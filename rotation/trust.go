@@ -129,17 +129,19 @@ func (t *Trust) Start(ctx context.Context) error {
 
 // answer notes what a source says. After an error its last good answer stays.
 func (t *Trust) answer(source string, a issuer.Answer) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	last := t.answers[source]
 	if a.Err != nil {
 		t.log.Warn("source of trust anchors", "source", source, "err", a.Err)
-		last.Err = a.Err
-		t.answers[source] = last
 	} else {
 		t.log.Info("trust anchors read", "source", source, "anchors", len(a.Bundle.Anchors()))
-		t.answers[source] = answer{Answer: a, good: true}
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := answer{Answer: a, good: true}
+	if a.Err != nil {
+		now = t.answers[source]
+		now.Err = a.Err
+	}
+	t.answers[source] = now
 	t.notice.Tell()
 }
 

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -210,6 +212,16 @@ func (l *live) leave(uid types.UID, done chan *cmapi.CertificateRequest) {
 	if len(w.done) == 0 {
 		delete(l.waiting, uid)
 	}
+}
+
+// unapproved says that an object was seen, and without condition Approved: its issuer hasn't been asked.
+func (l *live) unapproved(uid types.UID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	cr := l.requests[uid]
+	return cr != nil && !slices.ContainsFunc(cr.Status.Conditions, func(c cmapi.CertificateRequestCondition) bool {
+		return c.Type == cmapi.CertificateRequestConditionApproved && c.Status == cmmeta.ConditionTrue
+	})
 }
 
 // hold keeps the sweeper of this replica from the object of that name until release is called: a create

@@ -150,6 +150,20 @@ func TestWaitOfAllWhoLeave(t *testing.T) {
 	})
 }
 
+func TestUnapproved(t *testing.T) {
+	l := newTestLive()
+	assert.False(t, l.unapproved("a"), "nothing is known of it")
+	cr := pendingRequest("a")
+	l.observe(cr)
+	assert.True(t, l.unapproved(cr.UID))
+	for status, want := range map[cmmeta.ConditionStatus]bool{cmmeta.ConditionFalse: true, cmmeta.ConditionTrue: false} {
+		seen := cr.DeepCopy()
+		seen.Status.Conditions = append(seen.Status.Conditions, condition(cmapi.CertificateRequestConditionApproved, status, "Policy", time.Now()))
+		l.observe(seen)
+		assert.Equal(t, want, l.unapproved(cr.UID), "%s", status)
+	}
+}
+
 func TestWaitForDeleted(t *testing.T) {
 	for name, deleted := range map[string]func(l *live, cr *cmapi.CertificateRequest){
 		"told": func(l *live, cr *cmapi.CertificateRequest) { l.handler().OnDelete(cr) },

@@ -285,6 +285,8 @@ func (s *Signer) attempt(ctx context.Context, req *Request, ref issuer.Ref, snap
 	switch {
 	case errors.Is(err, errDeleted):
 		return nil, &anotherAttempt{causeDeleted, false, fmt.Errorf("%w: CertificateRequest %s: %w", ErrNotReady, cr.Name, err)}
+	case errors.Is(err, ErrTimeout) && s.live.unapproved(cr.UID):
+		return nil, fmt.Errorf("wait for CertificateRequest %s: %w: %w, and no approver has decided on it", cr.Name, errUnanswered, err)
 	case errors.Is(err, ErrTimeout):
 		return nil, fmt.Errorf("wait for CertificateRequest %s: %w: %w", cr.Name, errUnanswered, err)
 	case err != nil:

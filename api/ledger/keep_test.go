@@ -142,8 +142,8 @@ func TestRefusals(t *testing.T) {
 	assert.EqualValues(t, 3, count(t, s, `SELECT count(*) FROM refusal WHERE others = 1 AND peer = '' AND identity = ''`))
 	assert.LessOrEqual(t, count(t, s, `SELECT max(length(identity)) FROM refusal`), int64(maxRefusalText))
 
-	// A minute later as many could follow, but the disk's allowance is used up.
-	later := now.Add(2 * time.Minute)
+	// In another minute as many could follow, but the disk's allowance is used up. It is one that the flood can't last to.
+	later := now.Add(time.Hour)
 	for s.refused.budget.AllowN(later, 1) {
 	}
 	for n := range 5000 {
@@ -156,6 +156,7 @@ func TestRefusals(t *testing.T) {
 // TestRefusalsWait: what can't be written now is written later, in a bounded number of rows.
 func TestRefusalsWait(t *testing.T) {
 	s := open(t, Config{})
+	room := s.disk.ask
 	s.disk.ask = func(string) (uint64, error) { return 1 << 20, nil }
 	s.disk.look()
 	require.True(t, s.disk.low())
@@ -169,7 +170,7 @@ func TestRefusalsWait(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, text, "1 MiB free, below the reserve")
 	require.NoError(t, s.Record(t.Context(), issuance(1, time.Now())), "issuances go on")
-	s.disk.ask = freeBytes
+	s.disk.ask = room
 	s.disk.look()
 
 	// The store fails, again and again, over many minutes.

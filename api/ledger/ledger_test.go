@@ -29,6 +29,10 @@ func open(t testing.TB, cfg Config) *Store {
 	s, err := Open(t.Context(), cfg, slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = s.Close() })
+	_, known := s.disk.free()
+	require.True(t, known)
+	s.disk.ask = func(string) (uint64, error) { return 1 << 40, nil } // however full this machine's is
+	s.disk.look()
 	return s
 }
 

@@ -229,7 +229,7 @@ func (p *shipper) round(ctx context.Context) (more bool, err error) {
 	}
 	err = p.send(ctx, append(again, rows...), counts, through, refusals)
 	if isOfData(err) {
-		err = p.sendSingly(ctx, append(again, rows...), counts, through, refusals, err)
+		err = p.sendWithout(ctx, append(again, rows...), counts, through, refusals, err)
 	}
 	if err != nil {
 		return false, err
@@ -340,22 +340,18 @@ func (p *shipper) send(ctx context.Context, rows []*row, counts []Refusal, throu
 	return nil
 }
 
-// sendSingly finds the records that the shared view refuses for what they hold, and goes on without
+// sendWithout finds the records that the shared view refuses for what they hold, and goes on without
 // them: one bad record must not keep all later ones away.
-func (p *shipper) sendSingly(ctx context.Context, rows []*row, counts []Refusal, through, refusals int64, cause error) error {
+func (p *shipper) sendWithout(ctx context.Context, rows []*row, counts []Refusal, through, refusals int64, cause error) error {
+	good, bad, err := sift(rows, func(some []*row) error { return p.attempt(ctx, some) })
+	if err != nil {
+		return err
+	}
 	var lost int64
 	var from, to int64
-	good := rows[:0:0]
-	for _, r := range rows {
-		err := p.attempt(ctx, r)
-		if err == nil {
-			good = append(good, r)
-			continue
-		}
-		if !isOfData(err) {
-			return err
-		}
-		p.store.log.Error("the shared ledger refuses a record", "serial", fmt.Sprintf("%x", r.serial), "identity", r.issuance.Identity, "err", err)
+	for _, b := range bad {
+		r := b.row
+		p.store.log.Error("the shared ledger refuses a record", "serial", fmt.Sprintf("%x", r.serial), "identity", r.issuance.Identity, "err", b.why)
 		if lost == 0 {
 			from, to = r.recordedAt, r.recordedAt
 		}
@@ -373,13 +369,44 @@ func (p *shipper) sendSingly(ctx context.Context, rows []*row, counts []Refusal,
 	})
 }
 
-// attempt looks whether the shared view would take r.
-func (p *shipper) attempt(ctx context.Context, r *row) error {
+// refusedRow is a record that the shared view refuses, and why.
+type refusedRow struct {
+	row *row
+	why error
+}
+
+// sift takes out of rows those that try refuses for what they hold. It halves what is refused until single ones are left:
+// a try is several round trips, and all of them together must not take longer than one shipment may. Any other error is
+// returned.
+func sift(rows []*row, try func([]*row) error) (good []*row, bad []refusedRow, err error) {
+	if len(rows) == 0 {
+		return nil, nil, nil
+	}
+	switch err := try(rows); {
+	case err == nil:
+		return rows, nil, nil
+	case !isOfData(err):
+		return nil, nil, err
+	case len(rows) == 1:
+		return nil, []refusedRow{{rows[0], err}}, nil
+	}
+	for _, half := range [][]*row{rows[:len(rows)/2], rows[len(rows)/2:]} {
+		some, refused, err := sift(half, try)
+		if err != nil {
+			return nil, nil, err
+		}
+		good, bad = append(good, some...), append(bad, refused...)
+	}
+	return good, bad, nil
+}
+
+// attempt looks whether the shared view would take rows.
+func (p *shipper) attempt(ctx context.Context, rows []*row) error {
 	tx, err := p.db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("reach the shared ledger: %w", err)
 	}
-	return errors.Join(insertShared(ctx, p.db, tx, []*row{r}), ignoreDone(tx.Rollback()))
+	return errors.Join(insertShared(ctx, p.db, tx, rows), ignoreDone(tx.Rollback()))
 }
 
 // insertShared adds rows to the shared view in a round trip for each statement, not for each row.

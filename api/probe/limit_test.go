@@ -201,22 +201,24 @@ func names(pods []api.Pod) []string {
 
 // TestOutcomes: what becomes of probes is counted.
 func TestOutcomes(t *testing.T) {
-	r := newRig(t, Config{PerMinute: 12})
-	r.data.services = []api.Service{{Namespace: "shop", Name: "web"}, {Namespace: "other", Name: "web"}}
-	for _, row := range []struct {
-		q   api.ProbeRequest
-		err error
-	}{
-		{api.ProbeRequest{Namespace: "other", Service: "web"}, api.ErrNotFound}, // not to be seen
-		{api.ProbeRequest{Namespace: "shop", Service: "web", Protocol: "ftp"}, api.ErrBadProbe},
-		{api.ProbeRequest{Namespace: "shop", Service: "web", ServerName: "10.0.0.1"}, api.ErrBadProbe},
-		{api.ProbeRequest{Namespace: "shop", Service: "nothing"}, api.ErrTooManyProbes}, // the fourth
-	} {
-		_, err := r.Probe(t.Context(), "alice", row.q, only("shop"))
-		assert.ErrorIs(t, err, row.err, "%+v", row.q)
-	}
-	_, err := r.Probe(t.Context(), "bob", api.ProbeRequest{Namespace: "shop", Service: "web", ServerName: "UPPER.example"}, only("shop"))
-	assert.ErrorIs(t, err, api.ErrBadProbe)
-	assert.Equal(t, map[string]float64{"bad": 4, "too-many": 1}, samples(t, r.registry, "probes_total"))
-	assert.Zero(t, r.limits.underWay())
+	synctest.Test(t, func(t *testing.T) { // the pace has a clock
+		r := newRig(t, Config{PerMinute: 12})
+		r.data.services = []api.Service{{Namespace: "shop", Name: "web"}, {Namespace: "other", Name: "web"}}
+		for _, row := range []struct {
+			q   api.ProbeRequest
+			err error
+		}{
+			{api.ProbeRequest{Namespace: "other", Service: "web"}, api.ErrNotFound}, // not to be seen
+			{api.ProbeRequest{Namespace: "shop", Service: "web", Protocol: "ftp"}, api.ErrBadProbe},
+			{api.ProbeRequest{Namespace: "shop", Service: "web", ServerName: "10.0.0.1"}, api.ErrBadProbe},
+			{api.ProbeRequest{Namespace: "shop", Service: "nothing"}, api.ErrTooManyProbes}, // the fourth
+		} {
+			_, err := r.Probe(t.Context(), "alice", row.q, only("shop"))
+			assert.ErrorIs(t, err, row.err, "%+v", row.q)
+		}
+		_, err := r.Probe(t.Context(), "bob", api.ProbeRequest{Namespace: "shop", Service: "web", ServerName: "UPPER.example"}, only("shop"))
+		assert.ErrorIs(t, err, api.ErrBadProbe)
+		assert.Equal(t, map[string]float64{"bad": 4, "too-many": 1}, samples(t, r.registry, "probes_total"))
+		assert.Zero(t, r.limits.underWay())
+	})
 }

@@ -30,7 +30,7 @@ import (
 )
 
 // patience is how long what must come is waited for; it only ever runs out when it doesn't come.
-const patience = 30 * time.Second
+const patience = 3 * time.Minute
 
 // authority is a CA.
 type authority struct {

@@ -10,9 +10,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -31,8 +33,10 @@ import (
 const Label = "istio/multiCluster"
 
 const (
-	// maxSecrets bounds the Secrets that are looked at, and maxKept what is kept of them, in bytes. Further ones are refused.
+	// maxSecrets bounds the Secrets that are looked at, and maxKept what is kept of them, in bytes. Further ones are refused,
+	// of which maxPassed are told of.
 	maxSecrets = 512
+	maxPassed  = 100
 	maxKept    = 16 << 20
 	// maxStrange bounds the keys of a Secret that are told of though no cluster of that name is allowed.
 	maxStrange = 10
@@ -88,7 +92,8 @@ type Secrets struct {
 
 	mu     sync.Mutex // guards the following
 	kept   map[string]secret
-	bytes  int // of what is kept
+	passed map[string]secret // those that there was no room for, maxPassed of them at most; nothing of their data
+	bytes  int               // of what is kept
 	listed bool
 	err    error
 }
@@ -113,7 +118,7 @@ func NewSecrets(config *rest.Config, cfg Config, own []string, log *slog.Logger)
 }
 
 func newSecrets(secrets typedcorev1.SecretInterface, cfg Config, own []string, log *slog.Logger) *Secrets {
-	return &Secrets{cfg: cfg, own: own, secrets: secrets, log: log, changed: make(chan struct{}, 1), kept: make(map[string]secret)}
+	return &Secrets{cfg: cfg, own: own, secrets: secrets, log: log, changed: make(chan struct{}, 1), kept: make(map[string]secret), passed: make(map[string]secret)}
 }
 
 // Start follows the Secrets until ctx ends.
@@ -129,7 +134,7 @@ func (s *Secrets) Start(ctx context.Context) error {
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			only(&options)
 			events, err := s.secrets.Watch(ctx, options)
-			s.note(ctx, err)
+			s.note(ctx, opened(events, err))
 			return events, err
 		},
 	}, &corev1.Secret{}, s.store(), cache.ReflectorOptions{
@@ -137,6 +142,19 @@ func (s *Secrets) Start(ctx context.Context) error {
 		Backoff: &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6, Cap: 5 * time.Second},
 	}).RunWithContext(ctx)
 	return nil
+}
+
+// neverOpened is the stream that client-go returns, with no error, where the API server hangs up or isn't reached in time.
+var neverOpened = reflect.TypeOf(watch.NewEmptyWatch())
+
+var errNeverOpened = errors.New("watch: the API server hung up, or wasn't reached in time")
+
+// opened is why a watch failed that returned stream and err, nil where it didn't.
+func opened(stream watch.Interface, err error) error {
+	if reflect.TypeOf(stream) == neverOpened {
+		return errNeverOpened
+	}
+	return err
 }
 
 // Changed has something whenever [Secrets.State] may say something new.
@@ -166,7 +184,7 @@ func (s *Secrets) note(ctx context.Context, err error) {
 // State is what the Secrets say now.
 func (s *Secrets) State() State {
 	s.mu.Lock()
-	state, secrets := State{Listed: s.listed}, slices.Collect(maps.Values(s.kept))
+	state, secrets := State{Listed: s.listed}, slices.AppendSeq(slices.Collect(maps.Values(s.kept)), maps.Values(s.passed))
 	s.mu.Unlock()
 	if !state.Listed {
 		return state
@@ -221,13 +239,18 @@ func (s *Secrets) choose(secrets []secret) (map[string]Connection, []Refused) {
 	return connections, refused
 }
 
-// take is what is kept of a Secret.
-func (s *Secrets) take(o *corev1.Secret) secret {
-	taken := secret{
+// nothingOf is a Secret without anything of its data.
+func nothingOf(o *corev1.Secret) secret {
+	return secret{
 		about:   corev1.ObjectReference{APIVersion: "v1", Kind: "Secret", Namespace: o.Namespace, Name: o.Name, UID: o.UID},
 		created: o.CreationTimestamp.Time,
-		data:    make(map[string][]byte),
 	}
+}
+
+// take is what is kept of a Secret.
+func (s *Secrets) take(o *corev1.Secret) secret {
+	taken := nothingOf(o)
+	taken.data = make(map[string][]byte)
 	for id, kubeconfig := range o.Data {
 		allowed := slices.ContainsFunc(s.cfg.Allowed, func(a Allowed) bool { return a.ID == id })
 		switch {
@@ -244,12 +267,18 @@ func (s *Secrets) take(o *corev1.Secret) secret {
 	return taken
 }
 
-// keep puts a Secret among those that are kept, as far as there is room. The caller holds mu.
-func (s *Secrets) keep(o *corev1.Secret) {
+// keep puts a Secret among those that are kept, as far as there is room. It is false where nothing but the log can tell
+// that there was none. The caller holds mu.
+func (s *Secrets) keep(o *corev1.Secret) (told bool) {
 	s.drop(o.Name)
 	if len(s.kept) >= maxSecrets {
-		s.log.Warn("too many Secrets of remote clusters; one is passed over", "namespace", o.Namespace, "secret", o.Name, "at_most", maxSecrets)
-		return
+		if len(s.passed) >= maxPassed {
+			return false
+		}
+		passed := nothingOf(o)
+		passed.refused = fmt.Sprintf("there are %d Secrets of remote clusters already; delete some, and write this one again", maxSecrets)
+		s.passed[o.Name] = passed
+		return true
 	}
 	taken := s.take(o)
 	if s.bytes+taken.bytes > maxKept {
@@ -258,12 +287,19 @@ func (s *Secrets) keep(o *corev1.Secret) {
 	}
 	s.kept[o.Name] = taken
 	s.bytes += taken.bytes
+	return true
+}
+
+// logPassed says what State doesn't.
+func (s *Secrets) logPassed(o *corev1.Secret) {
+	s.log.Warn("too many Secrets of remote clusters; one is passed over", "namespace", o.Namespace, "secret", o.Name, "at_most", maxSecrets)
 }
 
 // drop forgets a Secret. The caller holds mu.
 func (s *Secrets) drop(name string) {
 	s.bytes -= s.kept[name].bytes
 	delete(s.kept, name)
+	delete(s.passed, name)
 }
 
 // store is what a reflector fills.
@@ -278,9 +314,12 @@ func (s store) Add(object any) error { return s.Update(object) }
 func (s store) Update(object any) error {
 	if o, ok := object.(*corev1.Secret); ok {
 		s.mu.Lock()
-		s.keep(o)
+		told := s.keep(o)
 		s.mu.Unlock()
 		s.tell()
+		if !told {
+			s.logPassed(o)
+		}
 	}
 	return nil
 }
@@ -298,16 +337,21 @@ func (s store) Delete(object any) error {
 
 // Replace takes note of all Secrets that there are.
 func (s store) Replace(objects []any, _ string) error {
+	var untold []*corev1.Secret
 	s.mu.Lock()
 	clear(s.kept)
+	clear(s.passed)
 	s.bytes, s.listed = 0, true
 	for _, object := range objects {
-		if o, ok := object.(*corev1.Secret); ok {
-			s.keep(o)
+		if o, ok := object.(*corev1.Secret); ok && !s.keep(o) {
+			untold = append(untold, o)
 		}
 	}
 	s.mu.Unlock()
 	s.tell()
+	for _, o := range untold {
+		s.logPassed(o)
+	}
 	return nil
 }
 

@@ -60,6 +60,9 @@ func TestFollow(t *testing.T) {
 		"#twice-2":               "no heading",
 		"#code":                  "no heading",
 		"b.md":                   "no such file",
+		ours + "docs/a.md#twice": "",
+		ours + "docs/a.md#code":  "no heading",
+		ours + "a.md":            "no such file",
 		"../main.go#L3":          "not a document",
 		"../../main.go":          "leaves the repository",
 		"/docs/a.md":             "leaves the repository",
@@ -94,8 +97,14 @@ func linksOf(text string) []string {
 	return links
 }
 
+// ours is where the repository's files are, for documents that are read elsewhere too, as the chart's is.
+const ours = "https://github.com/signet-ca/signet/blob/main/"
+
 // follow says what is wrong with a link of a document; links to other sites are not looked at.
 func follow(root, document, link string) error {
+	if path, ok := strings.CutPrefix(link, ours); ok {
+		document, link = filepath.Join(root, "document"), path
+	}
 	if strings.Contains(link, "://") || strings.HasPrefix(link, "mailto:") {
 		return nil
 	}

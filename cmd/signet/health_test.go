@@ -96,7 +96,7 @@ func TestParseLevel(t *testing.T) {
 func TestLogSwitch(t *testing.T) {
 	level := new(slog.LevelVar)
 	level.Set(slog.LevelWarn)
-	s := &logSwitch{level: level, log: slog.New(slog.DiscardHandler)}
+	s := newLogSwitch(level, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Start(ctx) }()
@@ -112,7 +112,7 @@ func TestLogSwitch(t *testing.T) {
 				<-time.After(time.Millisecond)
 			}
 			return level.Level() == want
-		}, 30*time.Second, time.Millisecond)
+		}, 3*time.Minute, time.Millisecond)
 	}
 	cancel()
 	require.NoError(t, <-ended)

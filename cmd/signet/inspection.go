@@ -29,7 +29,6 @@ import (
 	"github.com/signet-ca/signet/api/records"
 	"github.com/signet-ca/signet/api/web"
 	"github.com/signet-ca/signet/ca"
-	"github.com/signet-ca/signet/rotation"
 )
 
 // inspection answers what operators ask. Signing never waits for it: it has a cache of its own, which may take its time
@@ -72,13 +71,13 @@ func newInspection(ctx context.Context, cfg Config, config *rest.Config, store *
 	mesh := api.Mesh{
 		TrustDomain: cfg.CA.TrustDomain,
 		Anchors:     anchors,
-		Local: func(ctx context.Context, leaf *x509.Certificate) error {
+		Local: func(ctx context.Context, leaf *x509.Certificate) (string, error) {
 			if trusting.crls.Revoked(leaf) {
-				return errors.New("it is revoked")
+				return "it is revoked", nil
 			}
 			to, known, err := issuances{store}.IssuedTo(ctx, sha256.Sum256(leaf.Raw))
 			if err != nil {
-				return err
+				return "", fmt.Errorf("look up the client certificate in the ledger: %w", err)
 			}
 			return localLeaf(ctx, to, known, cfg.ClusterID, objects)
 		},
@@ -146,30 +145,36 @@ func newInspectionCache(config *rest.Config) (cache.Cache, error) {
 	return objects, nil
 }
 
-// localLeaf says why a leaf isn't that of a workload of our own cluster that is still there: to is what is known of its
-// issuance, objects what exists.
-func localLeaf(ctx context.Context, to ca.IssuedTo, known bool, cluster string, objects client.Reader) error {
+// localLeaf says why a leaf isn't that of a workload of our own cluster that is still there, or is empty where it is: to
+// is what is known of its issuance, objects what exists. An error says that objects can't be asked now.
+func localLeaf(ctx context.Context, to ca.IssuedTo, known bool, cluster string, objects client.Reader) (string, error) {
 	switch {
 	case !known:
-		return errors.New("it isn't in the ledger")
+		return "it isn't in the ledger", nil
 	case to.Impersonated:
-		return errors.New("a node's proxy holds it, not the workload")
+		return "a node's proxy holds it, not the workload", nil
 	case to.Cluster != cluster:
-		return fmt.Errorf("it was issued to a workload of cluster %q", to.Cluster)
+		return fmt.Sprintf("it was issued to a workload of cluster %q", to.Cluster), nil
 	}
 	account := &metav1.PartialObjectMetadata{}
 	account.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ServiceAccount"))
-	if err := objects.Get(ctx, client.ObjectKey{Namespace: to.Namespace, Name: to.ServiceAccount}, account); err != nil || string(account.UID) != to.ServiceAccountUID {
-		return errors.New("the service account that it was issued to is gone")
+	switch err := objects.Get(ctx, client.ObjectKey{Namespace: to.Namespace, Name: to.ServiceAccount}, account); {
+	case client.IgnoreNotFound(err) != nil:
+		return "", fmt.Errorf("look up service account %s/%s: %w", to.Namespace, to.ServiceAccount, err)
+	case err != nil || string(account.UID) != to.ServiceAccountUID:
+		return "the service account that it was issued to is gone", nil
 	}
 	if to.PodUID == "" {
-		return nil
+		return "", nil
 	}
 	var pod corev1.Pod
-	if err := objects.Get(ctx, client.ObjectKey{Namespace: to.Namespace, Name: to.PodName}, &pod); err != nil || string(pod.UID) != to.PodUID {
-		return errors.New("the pod that it was issued to is gone")
+	switch err := objects.Get(ctx, client.ObjectKey{Namespace: to.Namespace, Name: to.PodName}, &pod); {
+	case client.IgnoreNotFound(err) != nil:
+		return "", fmt.Errorf("look up pod %s/%s: %w", to.Namespace, to.PodName, err)
+	case err != nil || string(pod.UID) != to.PodUID:
+		return "the pod that it was issued to is gone", nil
 	}
-	return nil
+	return "", nil
 }
 
 // NeedLeaderElection says that every replica answers.
@@ -214,9 +219,7 @@ func (t *trust) told() inventory.TrustSources {
 		Expiring: func() []api.Subject {
 			var all []api.Subject
 			for _, s := range t.expiry.Subjects() {
-				if s.Kind != rotation.KindLeaf {
-					all = append(all, api.Subject{Kind: string(s.Kind), Text: s.Text, NotBefore: s.NotBefore, NotAfter: s.NotAfter, State: api.State(s.State)})
-				}
+				all = append(all, api.Subject{Kind: string(s.Kind), Text: s.Text, NotBefore: s.NotBefore, NotAfter: s.NotAfter, State: api.State(s.State)})
 			}
 			return all
 		},

@@ -46,24 +46,30 @@ func newLog(cfg LogConfig, out io.Writer) (*slog.Logger, *slog.LevelVar) {
 
 // logSwitch switches between the configured level and debug with each SIGUSR1.
 type logSwitch struct {
-	level *slog.LevelVar
-	log   *slog.Logger
+	level   *slog.LevelVar
+	log     *slog.Logger
+	signals chan os.Signal
+}
+
+// newLogSwitch takes the signal from now on: one that comes before Start counts too, and doesn't end the process.
+func newLogSwitch(level *slog.LevelVar, log *slog.Logger) *logSwitch {
+	s := &logSwitch{level: level, log: log, signals: make(chan os.Signal, 1)}
+	signal.Notify(s.signals, syscall.SIGUSR1)
+	return s
 }
 
 // NeedLeaderElection says that every replica can be switched.
 func (s *logSwitch) NeedLeaderElection() bool { return false }
 
-// Start listens for the signal until ctx ends.
+// Start goes by the signal until ctx ends.
 func (s *logSwitch) Start(ctx context.Context) error {
 	configured := s.level.Level()
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1)
 	defer signal.Ignore(syscall.SIGUSR1) // one that comes while requests are drained must not end the process
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-signals:
+		case <-s.signals:
 			if s.level.Level() == slog.LevelDebug {
 				s.level.Set(configured)
 			} else {

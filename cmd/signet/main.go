@@ -64,7 +64,7 @@ Examples:
 `
 
 func main() {
-	os.Exit(command(untilSignal(), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(command(untilSignal(), os.Args[1:], cgroupMemory, os.Stdout, os.Stderr))
 }
 
 // untilSignal is done at the first SIGTERM or SIGINT. Before anybody can see that it is done, the next
@@ -81,8 +81,8 @@ func untilSignal() context.Context {
 	return ctx
 }
 
-// command runs the program with its arguments, and returns its exit code.
-func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+// command runs the program with its arguments, and returns its exit code. memory is the file with the container's limit.
+func command(ctx context.Context, args []string, memory string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("signet", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	configPath := flags.String("config", "", "the configuration `file` (required)")
@@ -119,7 +119,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	config.UserAgent = "signet/" + version.Current().Version
 	log, level := newLog(cfg.Log, stderr)
-	limitMemory(cgroupMemory, log)
+	limitMemory(memory, log)
 	if err := run(ctx, cfg, config, log, level); err != nil {
 		log.Error("signet ended", "err", err)
 		fmt.Fprintf(stderr, "error: %v\n", err)

@@ -49,7 +49,7 @@ func TestCommand(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			code := command(t.Context(), row.args, &stdout, &stderr)
+			code := command(t.Context(), row.args, "", &stdout, &stderr)
 			assert.Equal(t, row.code, code)
 			assert.NotEmpty(t, stdout.String()+stderr.String())
 			if code != exitOK {
@@ -78,7 +78,7 @@ func TestCommandOutsideOfAPod(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var stderr bytes.Buffer
-	code := command(ctx, []string{"--config", path}, &bytes.Buffer{}, &stderr)
+	code := command(ctx, []string{"--config", path}, "", &bytes.Buffer{}, &stderr)
 	assert.Equal(t, exitFailed, code)
 	assert.Contains(t, stderr.String(), "error: find the Kubernetes API: ")
 	assert.Contains(t, stderr.String(), "hint: outside of a pod, name a kubeconfig with --kubeconfig\n")

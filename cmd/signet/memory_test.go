@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"math"
 	"os"
@@ -40,4 +41,32 @@ func TestLimitMemory(t *testing.T) {
 	debug.SetMemoryLimit(math.MaxInt64)
 	limitMemory(filepath.Join(t.TempDir(), "absent"), slog.New(slog.DiscardHandler))
 	assert.EqualValues(t, math.MaxInt64, debug.SetMemoryLimit(-1))
+}
+
+// TestCommandLimitsMemory: the program keeps to the limit before it does anything else.
+func TestCommandLimitsMemory(t *testing.T) {
+	before := debug.SetMemoryLimit(math.MaxInt64)
+	t.Cleanup(func() { debug.SetMemoryLimit(before) })
+	t.Setenv("GOMEMLIMIT", "")
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		return path
+	}
+	kubeconfig := write("kubeconfig", `
+apiVersion: v1
+kind: Config
+current-context: c
+contexts: [{name: c, context: {cluster: c, user: u}}]
+clusters: [{name: c, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: u, user: {token: t}}]
+`)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stderr bytes.Buffer
+	args := []string{"--config", write("signet.yaml", minimal), "--kubeconfig", kubeconfig}
+	assert.Equal(t, exitOK, command(ctx, args, write("memory.max", "2147483648\n"), &bytes.Buffer{}, &stderr), "it is stopped already")
+	assert.EqualValues(t, 1932735276, debug.SetMemoryLimit(-1), stderr.String())
+	assert.Contains(t, stderr.String(), `"msg":"memory is limited by the container","limit_bytes":2147483648,"kept_to_bytes":1932735276`)
 }

@@ -61,7 +61,7 @@ func newRecorder(t *testing.T) *recorder {
 	r := &recorder{dir: t.TempDir()}
 	registry, log := prometheus.NewRegistry(), slog.New(slog.NewTextHandler(t.Output(), nil))
 	var err error
-	r.store, err = ledger.Open(t.Context(), ledger.Config{Dir: r.dir, Replica: "signet-0"}, log, registry)
+	r.store, err = ledger.Open(t.Context(), ledger.Config{Dir: r.dir, Replica: "signet-0", ReserveMiB: 1}, log, registry)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, r.store.Close()) })
 	r.root, r.rootKey = newCertificate(t, &x509.Certificate{Subject: pkix.Name{CommonName: "root"}, IsCA: true, BasicConstraintsValid: true, SubjectKeyId: []byte("key")}, nil, nil, nil)
@@ -268,7 +268,7 @@ func TestSightings(t *testing.T) {
 	o.leave(request.UID)
 	o.due(now.Add(observeAfter))
 	assert.True(t, o.has(request.UID), "a sighting of it may still wait")
-	o.due(now.Add(2*observeAfter + forgetEvery + time.Second))
+	o.due(time.Now().Add(2*observeAfter + forgetEvery + time.Second)) // since it was recorded
 	assert.False(t, o.has(request.UID))
 	assert.True(t, o.has(own.UID))
 	o.due(time.Now().Add(rememberFor + time.Second))
@@ -400,7 +400,7 @@ func TestRefused(t *testing.T) {
 		recorded.Refused(ca.Refusal{Reason: "identity", Code: codes.PermissionDenied, Address: "10.0.0.1", Caller: &ca.Caller{ID: spiffeid.RequireFromString(webID), Namespace: "shop", ServiceAccount: "web"}})
 	}
 	require.NoError(t, r.store.Close()) // which writes the counts
-	store, err := ledger.Open(t.Context(), ledger.Config{Dir: r.dir, Replica: "signet-0"}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	store, err := ledger.Open(t.Context(), ledger.Config{Dir: r.dir, Replica: "signet-0", ReserveMiB: 1}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	require.NoError(t, err)
 	defer store.Close()
 	found, err := store.Local().Refusals(t.Context(), ledger.RefusalFilter{}, ledger.Page{})

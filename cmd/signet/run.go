@@ -116,21 +116,6 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 		return err
 	}
 
-	sweeper := signer.NewSweeper(sign, recorded.observed, log.With("room", "signer"))
-	var registering *ca.Registration
-	leading, err := newLeased(config, cfg.Namespace, replica, func(ctx context.Context) error {
-		var group errgroup.Group
-		group.Go(func() error { return sweeper.Start(ctx) })
-		group.Go(func() error { return trusting.lead(ctx, log) })
-		if registering != nil {
-			group.Go(func() error { return registering.Start(ctx) })
-		}
-		return group.Wait()
-	}, log)
-	if err != nil {
-		return err
-	}
-
 	// ca: the endpoint.
 	var namespaces ca.Namespaces
 	if cfg.CA.RuledByLabels() {
@@ -163,10 +148,26 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 		Namespaces:     namespaces, Signer: sign, Recorder: recorded,
 	}, log.With("room", "ca"), ours)
 	endpoint := ca.NewEndpoint(server, serving.GetCertificate)
+	var registering *ca.Registration
 	if cfg.CA.Registration.Enabled {
 		if registering, err = ca.NewRegistration(server, config, log.With("room", "ca")); err != nil {
 			return err
 		}
+	}
+
+	// What the holder of the lease does.
+	sweeper := signer.NewSweeper(sign, recorded.observed, log.With("room", "signer"))
+	leading, err := newLeased(config, cfg.Namespace, replica, func(ctx context.Context) error {
+		var group errgroup.Group
+		group.Go(func() error { return sweeper.Start(ctx) })
+		group.Go(func() error { return trusting.lead(ctx, log) })
+		if registering != nil {
+			group.Go(func() error { return registering.Start(ctx) })
+		}
+		return group.Wait()
+	}, log)
+	if err != nil {
+		return err
 	}
 
 	probes, metrics := http.NewServeMux(), http.NewServeMux()
@@ -204,7 +205,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 		return group.Wait()
 	}
 	parts = append(parts,
-		healthServer, metricsServer, &logSwitch{level, log},
+		healthServer, metricsServer, newLogSwitch(level, log),
 		trusting.anchors, trusting.issuing, trusting.crls, trusting.endpoint, trusting.expiry,
 		serving, &answering{endpoint, sign, trusting.replicas, leading, keepRecords, exists, others})
 	for _, part := range parts {

@@ -219,7 +219,7 @@ func (t *trust) subjects(serving *rotation.Serving, about corev1.ObjectReference
 		func() []rotation.Subject { return crlSubjects(t.crls.Current(), about) },
 	}
 	if t.istiod != nil {
-		sources = append(sources, func() []rotation.Subject { return istiodSubjects(t.istiod.Status()) })
+		sources = append(sources, rotation.IstiodSubjects(t.istiod))
 	}
 	return sources
 }
@@ -327,15 +327,4 @@ func crlSubjects(crls *issuer.CRLSet, about corev1.ObjectReference) []rotation.S
 		})
 	}
 	return all
-}
-
-func istiodSubjects(status rotation.IstiodStatus) []rotation.Subject {
-	if status.NotAfter.IsZero() {
-		return nil
-	}
-	return []rotation.Subject{{
-		Kind: rotation.KindIstiod, Key: status.Namespace + "/" + status.Name, Text: "istiod's certificate " + status.Namespace + "/" + status.Name,
-		NotBefore: status.NotBefore, NotAfter: status.NotAfter,
-		About: &corev1.ObjectReference{APIVersion: "cert-manager.io/v1", Kind: "Certificate", Namespace: status.Namespace, Name: status.Name},
-	}}
 }

@@ -236,7 +236,7 @@ func TestDashboard(t *testing.T) {
 	go func() {
 		done <- command(ctx, append([]string{"signetctl"}, s.flags("dashboard", "--no-browser")...), &out, &errors)
 	}()
-	require.Eventually(t, func() bool { return strings.Contains(out.String(), "\n") }, 20*time.Second, time.Millisecond, errors.String)
+	require.Eventually(t, func() bool { return strings.Contains(out.String(), "\n") }, patience, time.Millisecond, errors.String)
 	address := strings.TrimSpace(out.String())
 	require.Regexp(t, `^http://127\.0\.0\.1:\d+/[A-Z2-7]{26}/open\?secret=[A-Z2-7]{26}$`, address)
 	base := must(url.Parse(address))
@@ -244,7 +244,7 @@ func TestDashboard(t *testing.T) {
 
 	jar, err := cookiejar.New(nil)
 	require.NoError(t, err)
-	browser := &http.Client{Jar: jar, Timeout: 20 * time.Second}
+	browser := &http.Client{Jar: jar, Timeout: patience}
 	t.Cleanup(browser.CloseIdleConnections)
 	get := func(path string, headers ...string) (*http.Response, string) {
 		t.Helper()
@@ -324,7 +324,7 @@ func TestDashboardOpenedTwice(t *testing.T) {
 	go func() {
 		done <- command(t.Context(), append([]string{"signetctl"}, s.flags("dashboard", "--no-browser")...), &out, &errors)
 	}()
-	require.Eventually(t, func() bool { return strings.Contains(out.String(), "\n") }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(out.String(), "\n") }, patience, time.Millisecond)
 	for _, want := range []int{200, 403} {
 		response, err := http.Get(strings.TrimSpace(out.String()))
 		require.NoError(t, err)

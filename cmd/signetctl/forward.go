@@ -266,7 +266,7 @@ func newForwarded(connection httpstream.Connection, at place) (*forwarded, error
 const (
 	maxTroubleBytes = 4 << 10
 	// troubleWait is how long the reason is waited for when the data has ended.
-	troubleWait = time.Second
+	troubleWait = 5 * time.Second
 )
 
 func (c *forwarded) Read(into []byte) (int, error) {
@@ -277,12 +277,15 @@ func (c *forwarded) Read(into []byte) (int, error) {
 	timer := time.NewTimer(troubleWait)
 	defer timer.Stop()
 	select {
+	case <-c.trouble: // it ends with the connection, if not before
+	case <-timer.C:
+	}
+	select { // after a long pause both may be so
 	case <-c.trouble:
 		if c.troubleText != "" {
 			return 0, fmt.Errorf("forward to %s: %s", c.at, c.troubleText)
 		}
-	case <-c.connection.CloseChan():
-	case <-timer.C:
+	default:
 	}
 	return 0, err
 }

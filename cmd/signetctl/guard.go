@@ -119,6 +119,7 @@ func (g *guard) open(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		refuse(w, http.StatusForbidden, "this address has been opened before; it is good once. If that wasn't you, somebody else has seen it: the dashboard ends now. Run signetctl dashboard again")
+		_ = http.NewResponseController(w).Flush() // it is told before the end may cut the connection
 		g.twice()
 		return
 	}

@@ -15,7 +15,6 @@ import (
 	"io"
 	"log"
 	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -45,6 +44,9 @@ func golden(t *testing.T, name, got string) {
 	require.NoError(t, err, "go test -update writes it")
 	assert.Equal(t, string(want), got)
 }
+
+// patience is how long a test waits for what must come.
+const patience = 3 * time.Minute
 
 // now is when everything in these tests happens.
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
@@ -145,14 +147,12 @@ func answer(w http.ResponseWriter, status int, value any) {
 	_ = json.NewEncoder(w).Encode(value)
 }
 
-// kubeconfig writes one whose user is the given YAML, in flow style, and has the command use it.
+// kubeconfig writes one whose user is the given YAML, in flow style, and has the command use it. Nobody answers at its
+// server: no process is given that port by chance.
 func kubeconfig(t *testing.T, user string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, closed.Close()) // nobody answers there
-	text := strings.NewReplacer("SERVER", "https://"+closed.Addr().String(), "USER", user).Replace(`
+	text := strings.NewReplacer("SERVER", "https://127.0.0.1:1", "USER", user).Replace(`
 apiVersion: v1
 kind: Config
 current-context: c

@@ -75,11 +75,11 @@ func ended(status int) api.Event[api.Service] {
 func watching(t *testing.T, s *script, wanted []string, args ...string) result {
 	t.Helper()
 	served := serve(t, s)
-	ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), patience)
 	defer stop()
 	var out, err buffer
 	done := make(chan int, 1)
-	p := &program{file: "signetctl", name: "signetctl", out: output{&out}, err: &err, now: func() time.Time { return now }, pace: pace{pause: time.Millisecond, most: time.Millisecond, silence: 30 * time.Second}}
+	p := &program{file: "signetctl", name: "signetctl", out: output{&out}, err: &err, now: func() time.Time { return now }, pace: pace{pause: time.Millisecond, most: time.Millisecond, silence: patience}}
 	go func() { done <- p.run(ctx, served.flags(append([]string{"services", "--watch"}, args...)...)) }()
 	look := func() bool {
 		if wanted == nil {

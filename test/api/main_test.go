@@ -31,7 +31,17 @@ func prepare(ctx context.Context) error {
 			}
 		}
 	}
-	return plane.Apply(ctx, []byte(manifest))
+	if err := plane.Apply(ctx, []byte(manifest)); err != nil {
+		return err
+	}
+	const people = "system:serviceaccount:people:"
+	return plane.AwaitAllowed(ctx,
+		controlplane.Access{User: "system:serviceaccount:istio-system:signet", Verb: "create", Group: "authorization.k8s.io", Resource: "subjectaccessreviews"},
+		controlplane.Access{User: people + "everything", Verb: "list", Group: "signet.dev", Resource: "services"},
+		controlplane.Access{User: people + "alpha", Verb: "list", Group: "signet.dev", Resource: "services", Namespace: "alpha"},
+		controlplane.Access{User: "anybody", Groups: []string{"system:serviceaccounts:alpha"}, Verb: "list", Group: "signet.dev", Resource: "services", Namespace: "alpha"},
+		controlplane.Access{User: people + "services", Verb: "list", Group: "signet.dev", Resource: "services"},
+	)
 }
 
 const manifest = `
