@@ -15,6 +15,7 @@ GOTEST   := go test $(RACE) -ldflags=-w -timeout 30m
 export SIGNET_KUBE            := $(BIN)/kube
 export SIGNET_PILOT_AGENT     := $(BIN)/pilot-agent
 export SIGNET_PILOT_DISCOVERY := $(BIN)/pilot-discovery
+export SIGNET_APPROVER_POLICY := $(BIN)/approver-policy
 
 GOLANGCI_VERSION    := v2.15.0
 GOVULNCHECK_VERSION := v1.8.0
@@ -28,7 +29,7 @@ files = $$(git ls-files --cached --others --exclude-standard $(1) | while read -
 
 say = @printf '\n== %s (%s)\n' '$(1)' "$$(date +%H:%M:%S)"
 
-.PHONY: help build bin kube pilot-agent pilot-discovery race gcc openssl postgres chromium demo test unit controlplane e2e istio promtool prometheus lint shellcheck yamllint fuzz bench chart image release reproduce clean
+.PHONY: help build bin kube pilot-agent pilot-discovery approver-policy race gcc openssl postgres chromium demo test unit controlplane e2e istio promtool prometheus lint shellcheck yamllint fuzz bench chart image release reproduce clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,10 @@ pilot-agent:
 pilot-discovery:
 	$(call say,building pilot-discovery of istio.io/istio: minutes the first time)
 	cd test/istio && go build -trimpath -o $(BIN)/pilot-discovery ./cmd/pilot-discovery
+
+approver-policy:
+	$(call say,building approver-policy of cert-manager: minutes the first time)
+	cd test/approver/policy && go build -trimpath -ldflags=-w -o $(BIN)/approver-policy .
 
 # It is built without the ways in which Prometheus discovers what to scrape, as no test needs any.
 promtool:
@@ -89,7 +94,7 @@ unit: gcc
 	$(GOTEST) ./...
 
 # Four test binaries at a time, because some wait for clocks most of the time; trust, which takes longest, is among the first.
-controlplane: bin race openssl postgres chromium
+controlplane: bin approver-policy race openssl postgres chromium
 	$(call say,tests on the control plane)
 	cd test && SIGNET_BIN=$(BIN)/signet-race $(GOTEST) -count=1 -v -p 4 $$(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' ./... | grep -v /bench | sort -r)
 

@@ -9,7 +9,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
-	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 )
@@ -156,53 +155,6 @@ func TestPods(t *testing.T) {
 	}
 }
 
-// TestNetworkPolicy: what is let in and out follows the configuration.
-func TestNetworkPolicy(t *testing.T) {
-	type out struct {
-		ports []int32
-		to    int
-	}
-	server := out{ports: []int32{443, 6443, 8443}}
-	dns := out{ports: []int32{53, 53}}
-	for _, row := range []struct {
-		name, values string
-		in           []int32
-		out          []out
-	}{
-		{"usual", "", []int32{8443, 6443, 6060, 9402}, []out{server, {to: 1}}},
-		{"no probes", "config: {probes: {disabled: true}}", []int32{8443, 6443, 6060, 9402}, []out{server}},
-		{"no inspection", "config: {api: {disabled: true}}", []int32{6443, 6060, 9402}, []out{server}},
-		{"probes in networks", "config: {probes: {networks: [10.0.0.0/8, 'fd00::/8']}}", []int32{8443, 6443, 6060, 9402}, []out{server, {to: 2}}},
-		{"bundle", "config: {bundleEndpoint: {listen: ':8444'}, api: {disabled: true}}", []int32{8444, 6443, 6060, 9402}, []out{server}},
-		{"other ports", "config: {ca: {listen: ':1'}, api: {disabled: true}, health: {listen: ':2'}, metrics: {listen: ':3'}}", []int32{1, 2, 3}, []out{server}},
-		{"PostgreSQL", "config: {probes: {disabled: true}, ledger: {postgres: {dsnEnv: DSN}}}\nledger: {postgres: {secretName: a}}\nnetworkPolicy: {postgres: {ports: [6432]}}", []int32{8443, 6443, 6060, 9402}, []out{server, dns, {ports: []int32{6432}}}},
-		{"federation", "config: {probes: {disabled: true}, roots: {federated: [{trustDomain: a.example, endpointURL: 'https://a.example/b:1'}, {trustDomain: b.example, endpointURL: 'https://b.example:8444/'}]}}", []int32{8443, 6443, 6060, 9402}, []out{server, dns, {ports: []int32{443, 8444}}}},
-		{"tokens", "config: {probes: {disabled: true}, ca: {oidc: [{issuer: 'https://[2001:db8::1]:444', audiences: [a], match: {sub: '{a}'}, namespace: a, serviceAccount: '{a}'}]}}", []int32{8443, 6443, 6060, 9402}, []out{server, dns, {ports: []int32{444}}}},
-		{"clusters", "config: {probes: {disabled: true}, ca: {remoteClusters: {namespace: a, allowed: [{id: a}, {id: b, servers: ['https://b.example:7443', 'https://b.example:6443']}]}}}", []int32{8443, 6443, 6060, 9402}, []out{server, dns, {ports: []int32{443, 6443, 7443}}}},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			var policy networkingv1.NetworkPolicy
-			into(t, find(t, rendered(t, row.values), "NetworkPolicy", "istio-system", "signet"), &policy)
-			var in []int32
-			for _, rule := range policy.Spec.Ingress {
-				require.Len(t, rule.Ports, 1)
-				in = append(in, rule.Ports[0].Port.IntVal)
-				assert.Empty(t, rule.From)
-			}
-			assert.ElementsMatch(t, row.in, in)
-			var all []out
-			for _, rule := range policy.Spec.Egress {
-				one := out{to: len(rule.To)}
-				for _, port := range rule.Ports {
-					one.ports = append(one.ports, port.Port.IntVal)
-				}
-				all = append(all, one)
-			}
-			assert.Equal(t, row.out, all)
-		})
-	}
-}
-
 // TestAliases: a name in the release's namespace leads to the pods, one elsewhere to the Service.
 func TestAliases(t *testing.T) {
 	objects := rendered(t, `
@@ -289,4 +241,22 @@ func rendered(t *testing.T, values string) []*unstructured.Unstructured {
 func into(t *testing.T, object *unstructured.Unstructured, typed any) {
 	t.Helper()
 	require.NoError(t, runtime.DefaultUnstructuredConverter.FromUnstructuredWithValidation(object.Object, typed, true))
+}
+
+// TestNotesSignetctl: the command that NOTES name finds Signet where this release has it.
+func TestNotesSignetctl(t *testing.T) {
+	notes := func(namespace string, values map[string]any) string {
+		files, err := Files(namespace, values)
+		require.NoError(t, err)
+		return files["templates/NOTES.txt"]
+	}
+	assert.Contains(t, notes("istio-system", configOf(t, good)), "\n  signetctl services -A\n")
+	assert.Contains(t, notes("istio-system", configOf(t, good, "service: {apiPort: 443}")), "\n  signetctl services -A --signet-port 443\n")
+	assert.Contains(t, notes("mesh", configOf(t, good, "config: {namespace: mesh, serving: {service: mesh-ca}}\nfullnameOverride: mesh-ca")),
+		"\n  signetctl services -A --signet-namespace mesh --signet-service mesh-ca\n")
+
+	assert.NotContains(t, notes("istio-system", configOf(t, good, "config: {api: {disabled: true}}")), "signetctl")
+	unreachable := configOf(t, good)
+	unreachable["service"] = map[string]any{"apiPort": nil}
+	assert.NotContains(t, notes("istio-system", unreachable), "signetctl")
 }

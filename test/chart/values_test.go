@@ -305,6 +305,7 @@ var different = map[string]string{
 	"metrics.prometheusRule.disabled":     "[SignetAbsent]",
 	"extraObjects":                        "[]",
 	"networkPolicy.apiServer.ports":       "[1]",
+	"networkPolicy.dns.ports":             "[1]",
 	"networkPolicy.postgres.ports":        "[1]",
 	"terminationGracePeriodSeconds":       "151",
 	"podDisruptionBudget.minAvailable":    "3",

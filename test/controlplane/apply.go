@@ -78,7 +78,7 @@ func (p *Plane) awaitServed(ctx context.Context, definitions []*unstructured.Uns
 			}
 			version, _ := v["name"].(string)
 			url := fmt.Sprintf("%s/apis/%s/%s/%s?limit=1", p.admin.Host, group, version, plural)
-			err := poll(ctx, time.Minute, func(ctx context.Context) error {
+			err := poll(ctx, 3*time.Minute, func(ctx context.Context) error {
 				if err := probe(ctx, p.http, url); err != nil {
 					return err
 				}

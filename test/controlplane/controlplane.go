@@ -60,6 +60,12 @@ type Config struct {
 	// WithoutCertManager leaves cert-manager's controllers out. Its definitions are there anyway.
 	WithoutCertManager bool
 
+	// ApproverPolicy has cert-manager's approver-policy decide which CertificateRequests are approved, and not the approver
+	// that cert-manager has itself, which approves all: without a CertificateRequestPolicy nothing is signed, what
+	// [Plane.BootstrapCA] asks for included. CertificateRequests then say who made them. It is a process of the binary in
+	// test/approver/policy, which sees to its policies by its webhook too.
+	ApproverPolicy bool
+
 	// OwnIssuer makes the API server's own address the issuer of its tokens. Whoever may can then find its keys there, as
 	// those of any OIDC issuer (ClusterRole system:service-account-issuer-discovery).
 	OwnIssuer bool
@@ -75,15 +81,18 @@ type Config struct {
 // A Plane is a running control plane. Its methods are safe for concurrent use, except Stop, after
 // which only Stop may be called again.
 type Plane struct {
-	cfg Config
-	dir *directory
-	pki *pki
+	cfg   Config
+	dir   *directory
+	pki   *pki
+	ports *ports
 
 	admin  *rest.Config
 	http   *http.Client // as administrator, for paths that are not resources
 	client client.Client
 
 	etcd, apiServer, certManager *Part // certManager is nil WithoutCertManager
+	approverPolicy               *Part // nil unless ApproverPolicy
+	approverWebhook              int   // the port of its webhook
 
 	podIP atomic.Uint32 // the last that was given, without its first byte
 }
@@ -117,20 +126,25 @@ func (p *Plane) start(ctx context.Context) error {
 	if p.pki, err = preparePKI(p.dir.join("pki")); err != nil {
 		return err
 	}
-	ports, err := freePorts(3)
-	if err != nil {
+	if p.ports, err = reservePorts(5); err != nil {
 		return err
 	}
-	if err := p.prepareAdmin(ports[1]); err != nil {
+	etcdPort, apiServerPort, certManagerPort := p.ports.numbers[0], p.ports.numbers[1], p.ports.numbers[2]
+	if err := p.prepareAdmin(apiServerPort); err != nil {
 		return err
 	}
 
-	p.etcd = p.newEtcd(binary, ports[0])
-	if p.apiServer, err = p.newAPIServer(binary, ports[1], ports[0]); err != nil {
+	p.etcd = p.newEtcd(binary, etcdPort)
+	if p.apiServer, err = p.newAPIServer(binary, apiServerPort, etcdPort); err != nil {
 		return err
 	}
 	if !p.cfg.WithoutCertManager {
-		p.certManager = p.newCertManager(binary, ports[2])
+		p.certManager = p.newCertManager(binary, certManagerPort)
+	}
+	if p.cfg.ApproverPolicy {
+		if p.approverPolicy, err = p.newApproverPolicy(p.ports.numbers[3], p.ports.numbers[4]); err != nil {
+			return err
+		}
 	}
 
 	steps := []struct {
@@ -141,6 +155,10 @@ func (p *Plane) start(ctx context.Context) error {
 		{"API server at " + p.admin.Host, p.apiServer.Start},
 		{"cert-manager's definitions", func(ctx context.Context) error { return p.applyCRDs(ctx, binary) }},
 		{"cert-manager", p.startCertManager},
+		{"approver-policy", p.startApproverPolicy},
+	}
+	if p.approverPolicy == nil {
+		steps = steps[:len(steps)-1]
 	}
 	for _, step := range steps {
 		begin := time.Now()
@@ -197,24 +215,39 @@ func (p *Plane) startCertManager(ctx context.Context) error {
 	if p.certManager == nil {
 		return nil
 	}
-	if err := p.ServiceAccount(ctx, certManagerNamespace, "cert-manager"); err != nil {
-		return err
+	role := everything
+	if p.cfg.ApproverPolicy {
+		role = "cert-manager"
+		if err := p.Apply(ctx, []byte(certManagerRole)); err != nil {
+			return err
+		}
 	}
-	if err := p.createIfAbsent(ctx, &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: "cert-manager"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "cluster-admin"},
-		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: certManagerNamespace, Name: "cert-manager"}},
-	}); err != nil {
-		return err
-	}
-	cfg, err := p.As(ctx, certManagerNamespace, "cert-manager")
-	if err != nil {
-		return err
-	}
-	if err := writeKubeconfig(p.certManagerKubeconfig(), cfg); err != nil {
+	if err := p.identify(ctx, "cert-manager", role); err != nil {
 		return err
 	}
 	return p.certManager.Start(ctx)
+}
+
+// everything is a ClusterRole of Kubernetes.
+const everything = "cluster-admin"
+
+// identify makes the ServiceAccount of a part in cert-manager's namespace, which has a ClusterRole, and its kubeconfig.
+func (p *Plane) identify(ctx context.Context, name, role string) error {
+	if err := p.ServiceAccount(ctx, certManagerNamespace, name); err != nil {
+		return err
+	}
+	if err := p.createIfAbsent(ctx, &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role},
+		Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: certManagerNamespace, Name: name}},
+	}); err != nil {
+		return err
+	}
+	cfg, err := p.As(ctx, certManagerNamespace, name)
+	if err != nil {
+		return err
+	}
+	return writeKubeconfig(p.kubeconfigOfPart(name), cfg)
 }
 
 // Stop stops all parts, each in an orderly way if it can be, and waits until their processes have
@@ -222,13 +255,16 @@ func (p *Plane) startCertManager(ctx context.Context) error {
 // error with the end of its log. Calling it again does nothing.
 func (p *Plane) Stop() error {
 	var errs []error
-	for _, part := range []*Part{p.certManager, p.apiServer, p.etcd} {
+	for _, part := range []*Part{p.approverPolicy, p.certManager, p.apiServer, p.etcd} {
 		if part != nil {
 			errs = append(errs, part.Stop())
 		}
 	}
 	if p.http != nil {
 		p.http.CloseIdleConnections()
+	}
+	if p.ports != nil {
+		errs = append(errs, p.ports.close())
 	}
 	if p.dir != nil {
 		errs = append(errs, p.dir.close())
@@ -264,11 +300,15 @@ func (p *Plane) APIServer() *Part { return p.apiServer }
 // [Config.WithoutCertManager].
 func (p *Plane) CertManager() *Part { return p.certManager }
 
+// ApproverPolicy returns the part that runs approver-policy; nil without [Config.ApproverPolicy].
+func (p *Plane) ApproverPolicy() *Part { return p.approverPolicy }
+
 // Parts returns all parts in the order in which they start.
 func (p *Plane) Parts() []*Part {
-	return slices.DeleteFunc([]*Part{p.etcd, p.apiServer, p.certManager}, func(part *Part) bool { return part == nil })
+	return slices.DeleteFunc([]*Part{p.etcd, p.apiServer, p.certManager, p.approverPolicy}, func(part *Part) bool { return part == nil })
 }
 
-func (p *Plane) certManagerKubeconfig() string {
-	return p.dir.join(filepath.Join("pki", "cert-manager.kubeconfig"))
+// kubeconfigOfPart is the path of the kubeconfig of a part.
+func (p *Plane) kubeconfigOfPart(name string) string {
+	return p.dir.join(filepath.Join("pki", name+".kubeconfig"))
 }

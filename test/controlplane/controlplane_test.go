@@ -136,7 +136,7 @@ func TestBoundToken(t *testing.T) {
 	err = plane.Client().Get(ctx, client.ObjectKeyFromObject(pod), pod)
 	assert.True(t, apierrors.IsNotFound(err), "%v", err)
 	assert.Eventually(t, func() bool { return !review(t, unseen, controlplane.DefaultAudience).Authenticated },
-		time.Minute, 50*time.Millisecond)
+		3*time.Minute, 50*time.Millisecond)
 }
 
 func TestActAs(t *testing.T) {
@@ -174,7 +174,7 @@ subjects: [{kind: ServiceAccount, name: reader, namespace: %[1]s}]
 	assert.Eventually(t, func() bool {
 		_, err := clientset.CoreV1().Secrets(ns).List(ctx, metav1.ListOptions{})
 		return err == nil
-	}, time.Minute, 50*time.Millisecond)
+	}, 3*time.Minute, 50*time.Millisecond)
 
 	text, err := os.ReadFile(plane.AuditLog())
 	require.NoError(t, err)
@@ -214,11 +214,13 @@ func TestMetrics(t *testing.T) {
 	count := func() float64 {
 		m, err := plane.Metrics(t.Context())
 		require.NoError(t, err)
-		return m.Requests("POST", "serviceaccounts")
+		return m.Requests("POST", "limitranges") // which nobody else makes
 	}
 	ns := plane.NewNamespace(t, "metrics")
 	before := count()
-	require.NoError(t, plane.ServiceAccount(t.Context(), ns, "counted"))
+	require.NoError(t, plane.Client().Create(t.Context(), &corev1.LimitRange{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "counted"}}))
+	// It is counted when it has been answered.
+	assert.Eventually(t, func() bool { return count() > before }, 3*time.Minute, 50*time.Millisecond)
 	assert.Equal(t, before+1, count())
 }
 
@@ -268,10 +270,10 @@ func TestPartsStopAndPause(t *testing.T) {
 		assert.NoError(t, p.Client().List(t.Context(), &corev1.NodeList{}))
 	})
 	t.Run("stop while paused", func(t *testing.T) {
+		running := p.CertManager().Process()
 		require.NoError(t, p.CertManager().Pause())
-		begin := time.Now()
 		require.NoError(t, p.CertManager().Stop())
-		assert.Less(t, time.Since(begin), 10*time.Second)
+		assert.Zero(t, running.ExitCode(), "it could end by itself, and was not killed")
 	})
 }
 
@@ -417,7 +419,7 @@ func assertEnded(t *testing.T, pids []int) {
 		assert.Eventually(t, func() bool {
 			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 			return err != nil || strings.Contains(string(stat), ") Z ")
-		}, 30*time.Second, 20*time.Millisecond, "process %d", pid)
+		}, 3*time.Minute, 20*time.Millisecond, "process %d", pid)
 	}
 }
 
@@ -451,7 +453,7 @@ func sign(t *testing.T, p *controlplane.Plane, namespace, issuer string) []*x509
 	require.Eventually(t, func() bool {
 		require.NoError(t, p.Client().Get(t.Context(), client.ObjectKeyFromObject(cr), cr))
 		return len(cr.Status.Certificate) > 0
-	}, time.Minute, 20*time.Millisecond, "%+v", cr.Status)
+	}, 3*time.Minute, 20*time.Millisecond, "%+v", cr.Status)
 
 	chain := parseChain(t, cr.Status.Certificate)
 	require.Len(t, chain[0].URIs, 1)

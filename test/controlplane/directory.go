@@ -3,8 +3,6 @@ package controlplane
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -110,26 +108,4 @@ func removeAbandoned() {
 		}
 		f.Close()
 	}
-}
-
-// freePorts returns n ports of 127.0.0.1 on which nobody listens. They are below the range from
-// which Linux takes the ports of outgoing connections, so that they stay free while a part is
-// stopped, and above those of Istio.
-func freePorts(n int) ([]int, error) {
-	const lowest, highest = 20000, 32000
-	var ports []int
-	var err error
-	for range 100*n + 1 {
-		if len(ports) == n {
-			return ports, nil
-		}
-		port := lowest + rand.IntN(highest-lowest)
-		var ln net.Listener
-		if ln, err = net.Listen("tcp", loopback(port)); err != nil {
-			continue
-		}
-		defer ln.Close() // until all are found, so that they differ
-		ports = append(ports, port)
-	}
-	return nil, fmt.Errorf("find %d free ports: %w", n, err)
 }

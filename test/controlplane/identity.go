@@ -2,8 +2,11 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -168,7 +171,8 @@ func (p *Plane) KubeconfigAs(ctx context.Context, namespace, serviceAccount stri
 	return path, writeKubeconfig(path, cfg)
 }
 
-// writeKubeconfig writes cfg to a file that depends on no other.
+// writeKubeconfig writes cfg to a file that depends on no other. Whoever reads it meanwhile finds the old one or the new
+// one, and no half of either.
 func writeKubeconfig(path string, cfg *rest.Config) error {
 	const name = "controlplane"
 	kubeconfig := clientcmdapi.NewConfig()
@@ -183,8 +187,20 @@ func writeKubeconfig(path string, cfg *rest.Config) error {
 	}
 	kubeconfig.Contexts[name] = &clientcmdapi.Context{Cluster: name, AuthInfo: name}
 	kubeconfig.CurrentContext = name
-	if err := clientcmd.WriteToFile(*kubeconfig, path); err != nil {
+	text, err := clientcmd.Write(*kubeconfig)
+	if err != nil {
+		return fmt.Errorf("encode kubeconfig: %w", err)
+	}
+	fresh, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // two may be written at once
+	if err != nil {
 		return fmt.Errorf("write kubeconfig: %w", err)
+	}
+	_, err = fresh.Write(text)
+	if err = errors.Join(err, fresh.Close()); err == nil {
+		err = os.Rename(fresh.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write kubeconfig: %w", errors.Join(err, os.Remove(fresh.Name())))
 	}
 	return nil
 }

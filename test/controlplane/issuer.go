@@ -14,7 +14,7 @@ import (
 )
 
 // issuerTimeout is how long cert-manager may take for each object of a CA.
-const issuerTimeout = time.Minute
+const issuerTimeout = 3 * time.Minute
 
 // CAOptions says what kind of CA it shall be. The zero value is an ECDSA P-256 root that signs
 // leaves itself.

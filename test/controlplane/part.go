@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	startTimeout = 2 * time.Minute  // until a part is ready
+	startTimeout = 4 * time.Minute  // until a part is ready
 	probeTimeout = 5 * time.Second  // for one look whether it is
 	stopTimeout  = 15 * time.Second // until a part that should stop is killed
 )
@@ -41,7 +41,7 @@ func newPart(name, binary string, args []string, log string, ready func(context.
 	return &Part{name: name, binary: binary, args: append([]string{"--exit-on-eof"}, args...), log: log, ready: ready}
 }
 
-// Name returns "etcd", "apiserver" or "cert-manager".
+// Name returns "etcd", "apiserver", "cert-manager" or "approver-policy".
 func (part *Part) Name() string { return part.name }
 
 // Log returns the path of the file that has everything the part has said since the plane started.
@@ -59,7 +59,7 @@ func (part *Part) PID() int {
 
 // Start starts the part, on the port it always had, and returns when it is ready. It does nothing
 // when the part runs already. Ctx bounds the start only; without a deadline of its own it is given
-// two minutes. A part that does not become ready is killed, and the error has the end of its log.
+// four minutes. A part that does not become ready is killed, and the error has the end of its log.
 func (part *Part) Start(ctx context.Context) error {
 	part.mu.Lock()
 	defer part.mu.Unlock()

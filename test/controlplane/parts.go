@@ -79,12 +79,15 @@ func (p *Plane) newAPIServer(binary string, port, etcdPort int) (*Part, error) {
 func (p *Plane) newCertManager(binary string, port int) *Part {
 	args := []string{
 		"cert-manager",
-		"--kubeconfig", p.certManagerKubeconfig(),
+		"--kubeconfig", p.kubeconfigOfPart("cert-manager"),
 		"--cluster-resource-namespace", certManagerNamespace,
 		"--listen", loopback(port),
 	}
 	if p.cfg.CertManagerWorkers > 0 {
 		args = append(args, "--workers", strconv.Itoa(p.cfg.CertManagerWorkers))
+	}
+	if p.cfg.ApproverPolicy {
+		args = append(args, "--without", "certificaterequests-approver")
 	}
 	return newPart("cert-manager", binary, args, p.dir.join("cert-manager.log"), func(ctx context.Context) error {
 		return probe(ctx, http.DefaultClient, "http://"+loopback(port)+"/readyz")

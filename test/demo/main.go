@@ -11,7 +11,7 @@
 // Without --once it runs until it is interrupted, and shows a table of the certificates that the
 // workloads hold, each verified as Istio's sidecar would: drawn anew in place on a terminal, else
 // printed again after each change. Certificates live a minute, so that every half a minute all are
-// renewed. With --once they live 20 seconds, and the demo ends as soon as each workload has renewed;
+// renewed. With --once they live 30 seconds, and the demo ends as soon as each workload has renewed;
 // the last line of its standard output is then
 //
 //	demo: 7 of 7 workloads hold certificates, 7 renewed
@@ -59,7 +59,7 @@ const (
 	patience = 10 * time.Minute
 
 	liveLifetime = time.Minute
-	onceLifetime = 20 * time.Second
+	onceLifetime = 30 * time.Second
 )
 
 // errInterrupted is why a demo ends that was told to.

@@ -199,7 +199,9 @@ subjects: [{kind: ServiceAccount, name: unbundled, namespace: istio-system}]
 	doc := newRoot(t, "forbidden")
 	r := start(t, options{account: "unbundled", cfg: issuer.DistributionConfig{ClusterTrustBundle: "auto"}}, doc)
 	r.settle(t, doc)
-	p := r.await(t, func(p issuer.Progress) bool { return strings.Contains(p.ClusterTrustBundle.Reason, "forbidden") })
+	p := r.await(t, func(p issuer.Progress) bool {
+		return p.Known && p.Documents[0].Carrying == p.Documents[0].Selected && strings.Contains(p.ClusterTrustBundle.Reason, "forbidden")
+	})
 	assert.Contains(t, p.Waits(doc), "the ClusterTrustBundle to carry it: ")
 	assert.Nil(t, bundle(t))
 }

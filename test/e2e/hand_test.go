@@ -18,6 +18,7 @@ import (
 	cmmeta "github.com/cert-manager/cert-manager/pkg/apis/meta/v1"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -230,7 +231,7 @@ func setCondition(status *cmapi.CertificateRequestStatus, kind cmapi.Certificate
 		}
 	}
 	status.Conditions = append(status.Conditions, cmapi.CertificateRequestCondition{
-		Type: kind, Status: value, Reason: reason, Message: "by hand",
+		Type: kind, Status: value, Reason: reason, Message: "by hand", LastTransitionTime: new(metav1.Now()), // or it is swept at once
 	})
 }
 

@@ -52,6 +52,15 @@ func (s *stack) callerLabelled(t *testing.T, labels map[string]string) *caller {
 	return s.callerIn(t, ns, "web")
 }
 
+// labelsKnown waits until Signet knows the callers' namespaces: it learns of one that was just made a moment later, and
+// without their labels the rules can't be applied.
+func labelsKnown(t *testing.T, c *meshclient.Client, callers ...*caller) {
+	t.Helper()
+	for _, caller := range callers {
+		eventually(t, func() bool { return code(t, c, caller.ask(t)) == codes.OK }, "the labels of namespace %s are known", caller.ns)
+	}
+}
+
 const (
 	bySecond = " second" // the end of the issuer's name
 	byFirst  = " istio-ca"
@@ -64,6 +73,7 @@ func TestCertSigner(t *testing.T) {
 	c := s.dial(t)
 	plain, allowed, short := s.caller(t), s.callerLabelled(t, map[string]string{"signers": "yes"}), s.callerLabelled(t, map[string]string{"tier": "short"})
 
+	labelsKnown(t, c, plain, allowed, short)
 	leaf := issued(t, c, plain.ask(t))
 	assert.Contains(t, leaf.Issuer.CommonName, byFirst)
 
@@ -93,6 +103,7 @@ func TestCertSigner(t *testing.T) {
 func TestR32_FormerTrustDomain(t *testing.T) {
 	s := must(t, ruledStack)
 	c, caller := s.dial(t), s.caller(t)
+	labelsKnown(t, c, caller)
 	for _, row := range []struct {
 		domain, sa string
 		want       codes.Code

@@ -200,7 +200,7 @@ func TestR4_NamesForPortForwarding(t *testing.T) {
 
 func TestR6_ServingCertificateRenewed(t *testing.T) {
 	t.Parallel()
-	s := common(t).peer(t, map[string]any{"serving.lifetime": "30s"}, nil)
+	s := common(t).peer(t, map[string]any{"serving.lifetime": "36s"}, nil)
 	caller := s.caller(t)
 	serial := func(c *meshclient.Client) string {
 		state, err := c.TLS()
@@ -223,7 +223,9 @@ func TestR6_ServingCertificateRenewed(t *testing.T) {
 		time.Sleep(500 * time.Millisecond) // enough to see every certificate
 		return len(seen) >= 3
 	}, "the serving certificate is not renewed twice")
-	assert.GreaterOrEqual(t, s.metric(t, "serving_certificate_renewals_total", map[string]string{"result": "ok"}), 3.0)
+	eventually(t, func() bool { // it is in force a moment before it is counted
+		return s.metric(t, "serving_certificate_renewals_total", map[string]string{"result": "ok"}) >= 3
+	}, "three certificates are counted")
 	assert.Zero(t, s.metric(t, "serving_certificate_renewals_total", map[string]string{"result": "failed"}))
 }
 

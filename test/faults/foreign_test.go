@@ -25,7 +25,7 @@ const requestLabel = "signet.dev/request"
 func TestForeignObjects(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, plane)
-	r := m.start(t, nil)
+	r := m.start(t, map[string]any{"signer.sweep.keep": "10m"}) // a planted one that is answered must not be swept before it is met
 	c := dial(t, r, m.root.PEM())
 	ours := "system:serviceaccount:" + m.ns + ":signet"
 	other := m.workload(t, "other")
@@ -53,13 +53,13 @@ func TestForeignObjects(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			// The first answer tells the name; then it is swept, and somebody takes the name.
+			// The first answer tells the name; then it is deleted, and somebody takes the name.
 			w := m.workload(t, accountFor(t))
 			chain, err := w.ask(t.Context(), c)
 			first := w.issued(t, m.root.PEM(), chain, err)
 			seen := m.issuer.Seen(w.id.String())
 			require.Len(t, seen, 1)
-			w.gone(t)
+			require.NoError(t, plane.Client().Delete(t.Context(), seen[0]))
 
 			planted := &cmapi.CertificateRequest{ObjectMeta: metav1.ObjectMeta{
 				Namespace: m.ns, Name: seen[0].Name, Labels: seen[0].Labels, Annotations: seen[0].Annotations,

@@ -173,6 +173,17 @@ func (w *workload) askBeside(t *testing.T, c *meshclient.Client) <-chan answered
 	return result
 }
 
+// persistBeside is askBeside, but asks as a patient agent does.
+func (w *workload) persistBeside(t *testing.T, c *meshclient.Client) <-chan answered {
+	result := make(chan answered, 1)
+	ctx := t.Context()
+	go func() {
+		chain, err := w.persist(ctx, c)
+		result <- answered{chain, err}
+	}()
+	return result
+}
+
 // issued requires that an answer holds up against ztunnel's judgement and leads to root, and returns
 // its leaf.
 func (w *workload) issued(t *testing.T, rootPEM []byte, chain []string, err error) *x509.Certificate {

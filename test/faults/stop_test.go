@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -19,7 +20,7 @@ import (
 func TestR13_GracefulStop(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, plane)
-	r := m.start(t, map[string]any{"shutdown.delay": "15s", "shutdown.drain": "2m"})
+	r := m.start(t, map[string]any{"shutdown.delay": "20s", "shutdown.drain": "2m"})
 	code, body := readyz(t, r)
 	require.Equal(t, http.StatusOK, code)
 	for _, check := range []string{"[+] serving certificate: fresh", "[+] roots: 1 trust anchors", "[+] informer: synced", "[+] listener: " + r.CSR(), "[i] issuer: TestIssuer.test.signet.dev/any is in force, Unknown"} {
@@ -32,11 +33,11 @@ func TestR13_GracefulStop(t *testing.T) {
 	result := under.askBeside(t, dial(t, r, m.root.PEM()))
 	eventually(t, func() bool { return len(m.issuer.Seen(under.id.String())) == 1 }, "the request is with the issuer")
 
+	late := m.workload(t, "late")
 	require.NoError(t, r.Process().Signal(syscall.SIGTERM))
 	unreadyWith(t, r, "[-] listener: the server is stopping")
 	alive, _ := page(t, r.HealthURL()+"/livez")
 	assert.Equal(t, http.StatusOK, alive, "it is alive until it has ended")
-	late := m.workload(t, "late")
 	chain, err := late.ask(t.Context(), dial(t, r, m.root.PEM()))
 	late.issued(t, m.root.PEM(), chain, err)
 
@@ -86,10 +87,18 @@ func TestSecondSignal(t *testing.T) {
 func TestR6_ServingCertificate(t *testing.T) {
 	t.Parallel()
 	m := newMesh(t, plane)
-	r := m.start(t, map[string]any{"serving.lifetime": "36s"})
+	// The first one has lived a while already, so that it is due after 18s and ends 24s later; there is time to look.
+	m.issuer.Otherwise(testca.Changed(m.root, func(t *testca.Template) error {
+		t.NotBefore = t.NotBefore.Add(-30 * time.Second)
+		t.NotAfter = t.NotBefore.Add(72 * time.Second)
+		return nil
+	}))
+	r := m.start(t, map[string]any{"serving.lifetime": "72s"})
+	m.issuer.Otherwise(testca.Always(testca.Failed, "out of order"))
 	overdue := func() float64 { return metric(t, r, "signet_serving_certificate_overdue", nil) }
 	c := dial(t, r, m.root.PEM())
 	w := m.workload(t, "client")
+	m.issuer.Behave(w.id.String(), testca.Good(m.root))
 	chain, err := w.ask(t.Context(), c)
 	w.issued(t, m.root.PEM(), chain, err)
 	state, err := c.TLS()
@@ -98,8 +107,6 @@ func TestR6_ServingCertificate(t *testing.T) {
 	assert.Equal(t, float64(first.NotAfter.Unix()), metric(t, r, "signet_serving_certificate_not_after_timestamp_seconds", nil))
 	assert.Zero(t, overdue())
 
-	m.issuer.Otherwise(testca.Always(testca.Failed, "out of order"))
-	m.issuer.Behave(w.id.String(), testca.Good(m.root))
 	eventually(t, func() bool {
 		code, body := readyz(t, r)
 		return code == http.StatusOK && strings.Contains(body, "can't be renewed") && strings.Contains(body, "out of order")
@@ -120,7 +127,10 @@ func TestR6_ServingCertificate(t *testing.T) {
 	chain, err = w.ask(t.Context(), c)
 	w.issued(t, m.root.PEM(), chain, err)
 
-	m.issuer.Otherwise(testca.Good(m.root))
+	m.issuer.Otherwise(testca.Changed(m.root, func(t *testca.Template) error {
+		t.NotAfter = t.NotBefore.Add(36 * time.Second)
+		return nil
+	}))
 	require.NoError(t, r.WaitReady(t.Context()))
 	assert.Zero(t, overdue())
 	fresh := dial(t, r, m.root.PEM())

@@ -21,15 +21,19 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
 )
 
-// bind gives readers' rights to one namespace.
+// bind gives readers' rights to one namespace, to a ServiceAccount first.
 func bind(t *testing.T, ns string, to ...rbacv1.Subject) {
 	t.Helper()
 	require.NoError(t, plane.Client().Create(t.Context(), &rbacv1.RoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "signet-reader"},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "signet-reader"}, Subjects: to,
+	}))
+	require.NoError(t, plane.AwaitAllowed(t.Context(), controlplane.Access{
+		User: "system:serviceaccount:" + to[0].Namespace + ":" + to[0].Name, Verb: "list", Group: "signet.dev", Resource: "services", Namespace: ns,
 	}))
 }
 
@@ -71,6 +75,8 @@ func TestAccess(t *testing.T) {
 	agent := web.agent(t, i, time.Hour, meshclient.P256)
 	webHolds, dbHolds := held(t, agent), held(t, db.agent(t, i, time.Hour, meshclient.P256))
 	own := webHolds.KeyPair()
+	fresh(t, i.reader(t), mine, "web")
+	fresh(t, i.reader(t), others, "db")
 
 	for name, row := range map[string]struct {
 		client     *api.Client

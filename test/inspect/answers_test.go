@@ -76,6 +76,9 @@ func TestAnswers(t *testing.T) {
 		tells(t, client, has[name].Leaf)
 	}
 	root := has["web"].Chain[len(has["web"].Chain)-1]
+	for name, w := range holders {
+		fresh(t, client, w.pod.Namespace, name)
+	}
 
 	t.Run("certificate", func(t *testing.T) {
 		for name, w := range holders {
@@ -276,14 +279,15 @@ func TestAnswers(t *testing.T) {
 		assert.Equal(t, api.Live, said.Standing)
 		said = tells(t, client, first)
 		same(t, said, first, root, w, i)
-		want, among := api.Superseded, []string{serialOf(first)}
+		want := api.Superseded
 		if said.State == api.Expired { // on a very slow machine
-			want, among = api.Ended, []string{}
+			want = api.Ended
 		}
 		assert.Equal(t, want, said.Standing)
 		assert.Equal(t, []string{serialOf(second)}, serials(t, client, api.CertificateQuery{Identity: w.id.String()}))
-		if want == api.Superseded && time.Until(first.NotAfter) > 5*time.Second {
-			assert.Equal(t, among, serials(t, client, api.CertificateQuery{Identity: w.id.String(), Standing: api.Superseded}))
+		among := serials(t, client, api.CertificateQuery{Identity: w.id.String(), Standing: api.Superseded})
+		if time.Now().Before(first.NotAfter) { // or it may have ended before it was asked for
+			assert.Equal(t, []string{serialOf(first)}, among)
 		}
 		assert.ElementsMatch(t, []string{serialOf(second), serialOf(first)}, serials(t, client, api.CertificateQuery{Identity: w.id.String(), Standing: "any"}))
 		list, err := client.Issuances(t.Context(), api.IssuanceQuery{Identity: w.id.String(), Outcome: api.Issued})
@@ -314,12 +318,19 @@ func TestAnswers(t *testing.T) {
 			overdue := serials(t, client, api.CertificateQuery{Identity: w.id.String(), State: api.Overdue})
 			return len(overdue) == 1 || time.Now().After(leaf.NotAfter)
 		}, "what isn't renewed is overdue")
-		if time.Until(leaf.NotAfter) > 5*time.Second {
-			assert.Equal(t, []string{serialOf(leaf)}, serials(t, client, api.CertificateQuery{Identity: w.id.String(), RemainingRatioBelow: 0.5}))
+		below := serials(t, client, api.CertificateQuery{Identity: w.id.String(), RemainingRatioBelow: 0.5})
+		problems := func() (codes []api.ProblemCode) {
 			service, err := client.Service(t.Context(), w.pod.Namespace, "web")
 			require.NoError(t, err)
-			require.Len(t, service.Problems, 1)
-			assert.Equal(t, api.ProblemOverdue, service.Problems[0].Code)
+			for _, p := range service.Problems {
+				codes = append(codes, p.Code)
+			}
+			return codes
+		}
+		overdue := problems()
+		if time.Now().Before(leaf.NotAfter) { // or it may have ended before it was asked for
+			assert.Equal(t, []string{serialOf(leaf)}, below)
+			assert.Equal(t, []api.ProblemCode{api.ProblemOverdue}, overdue)
 		}
 		eventually(t, func() bool { return tells(t, client, leaf).Standing == api.Ended }, "what has expired is ended")
 		said := tells(t, client, leaf)
@@ -327,13 +338,10 @@ func TestAnswers(t *testing.T) {
 		assert.Zero(t, said.RemainingSeconds)
 		assert.Empty(t, serials(t, client, api.CertificateQuery{Identity: w.id.String()}))
 		assert.Equal(t, []string{serialOf(leaf)}, serials(t, client, api.CertificateQuery{Identity: w.id.String(), Standing: api.Ended}))
-		service, err := client.Service(t.Context(), w.pod.Namespace, "web")
-		require.NoError(t, err)
-		require.Len(t, service.Problems, 1)
-		assert.Equal(t, api.ProblemExpired, service.Problems[0].Code)
+		eventually(t, func() bool { return slices.Equal([]api.ProblemCode{api.ProblemExpired}, problems()) }, "an expired one is its service's problem")
 
 		// It doesn't open the API any more.
-		_, err = i.client(t, "", pair).Services(t.Context(), api.ServiceQuery{})
+		_, err := i.client(t, "", pair).Services(t.Context(), api.ServiceQuery{})
 		assert.Equal(t, 401, status(t, err))
 		assert.ErrorContains(t, err, "expired")
 	})

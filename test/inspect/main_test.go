@@ -62,7 +62,10 @@ func start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return plane.Apply(ctx, []byte(readers))
+	if err := plane.Apply(ctx, []byte(readers)); err != nil {
+		return err
+	}
+	return plane.AwaitAllowed(ctx, controlplane.Access{User: "system:serviceaccount:people:all", Verb: "list", Group: "signet.dev", Resource: "services"})
 }
 
 func stop() error {

@@ -76,9 +76,7 @@ func TestReplicas(t *testing.T) {
 	said := willTell(t, client, leaf)
 	told(t, said, leaf, w, "signet-one")
 	live(t, client, leaf, w)
-	service, err := client.Service(t.Context(), ns, "web")
-	require.NoError(t, err)
-	assert.Equal(t, 1, service.Summary.Fresh)
+	fresh(t, client, ns, "web")
 	list, err := client.Issuances(t.Context(), api.IssuanceQuery{Identity: w.id.String()})
 	require.NoError(t, err)
 	require.Len(t, list.Items, 1)
@@ -142,9 +140,7 @@ func TestSharedView(t *testing.T) {
 	}
 	told(t, tells(t, third, before), before, early, "signet-one")
 	told(t, tells(t, third, during), during, late, "signet-two")
-	service, err := third.Service(t.Context(), ns, "late")
-	require.NoError(t, err)
-	assert.Equal(t, 1, service.Summary.Fresh)
+	fresh(t, third, ns, "late")
 	eventually(t, func() bool {
 		c := coverage(t, third)
 		return slices.Equal([]string{"signet-one", "signet-three", "signet-two"}, c.Replicas) && source(c, "ledger: shared").Up && source(c, "ledger: others").Up

@@ -32,7 +32,7 @@ import (
 
 // patience is how long a condition may take that should come about soon. A machine that runs other things beside needs
 // it; nothing is measured by it.
-const patience = 2 * time.Minute
+const patience = 3 * time.Minute
 
 // eventually waits until ask is true.
 func eventually(t *testing.T, ask func() bool, format string, args ...any) {
@@ -155,6 +155,16 @@ func (i *instance) client(t *testing.T, token string, certificate *tls.Certifica
 func (i *instance) reader(t *testing.T) *api.Client {
 	t.Helper()
 	return i.client(t, tokenOf(t, "all", "signet.dev"), nil)
+}
+
+// fresh waits until a service is known with one pod that holds a fresh certificate: the cluster's own news may come after
+// the certificate.
+func fresh(t *testing.T, client *api.Client, ns, name string) {
+	t.Helper()
+	eventually(t, func() bool {
+		service, err := client.Service(t.Context(), ns, name)
+		return err == nil && service.Summary.Total == 1 && service.Summary.Fresh == 1
+	}, "service %s/%s has a pod with a fresh certificate", ns, name)
 }
 
 // tokenOf is a token of a user.

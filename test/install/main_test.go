@@ -27,7 +27,7 @@ import (
 )
 
 // patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 // plane is the control plane that all tests of the package share; each has namespaces of its own.
 var plane *controlplane.Plane

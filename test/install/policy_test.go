@@ -34,6 +34,7 @@ const everything = "test:everything"
 // A guarded mesh is a namespace whose issuers the chart's admission policy guards. Nothing of Signet runs in it.
 type guarded struct {
 	ns, other string // the mesh's namespace, and one that has nothing to do with it
+	pki       string // that of the issuer which signed the mesh's CA
 	policy    string // its name; that for Kubernetes' own requests has a suffix
 }
 
@@ -43,11 +44,12 @@ type guarded struct {
 //   - Issuer spare (issuers.fallback)
 //   - ClusterIssuer gold (a rule)
 //   - ClusterIssuer ca, and HSMIssuer hsm of another group (admissionPolicy.issuers)
+//   - Issuer root, and VaultIssuer vault of another group, in the namespace pki (the same)
 //
-// Those that are not in a namespace have the mesh's in their name.
+// Those that are not in a namespace, and those of other groups, have the mesh's in their name.
 func guard(t *testing.T) guarded {
 	t.Helper()
-	g := guarded{ns: plane.NewNamespace(t, "mesh"), other: plane.NewNamespace(t, "other")}
+	g := guarded{ns: plane.NewNamespace(t, "mesh"), other: plane.NewNamespace(t, "other"), pki: plane.NewNamespace(t, "pki")}
 	objects, err := chart.Render(g.ns, map[string]any{
 		"config": map[string]any{
 			"namespace": g.ns,
@@ -63,6 +65,8 @@ func guard(t *testing.T) guarded {
 			"issuers": []any{
 				map[string]any{"name": g.ns + "-ca", "kind": "ClusterIssuer"},
 				map[string]any{"name": "hsm-" + g.ns, "kind": "HSMIssuer", "group": "issuers.example.com"},
+				map[string]any{"name": "root", "namespace": g.pki},
+				map[string]any{"name": "vault-" + g.ns, "kind": "VaultIssuer", "group": "issuers.example.com", "namespace": g.pki},
 			},
 		},
 	})
@@ -198,7 +202,7 @@ func TestAdmissionPolicy(t *testing.T) {
 		signer string // the same for Kubernetes; empty where there is no such
 		ours   bool
 	}
-	gold, extra, hsm := g.ns+"-gold", g.ns+"-ca", "hsm-"+g.ns
+	gold, extra, hsm, vault := g.ns+"-gold", g.ns+"-ca", "hsm-"+g.ns, "vault-"+g.ns
 	asks := []asked{
 		{"name alone", g.ns, ref{Name: "istio-ca"}, "issuers.cert-manager.io/" + g.ns + ".istio-ca", true},
 		{"name and kind", g.ns, ref{Name: "istio-ca", Kind: "Issuer"}, "", true},
@@ -213,7 +217,17 @@ func TestAdmissionPolicy(t *testing.T) {
 		// Controllers there are that take a kind which they don't know, or none, for the one of their issuers.
 		{"of another group, without a kind", g.ns, ref{Name: hsm, Group: "issuers.example.com"}, "", true},
 		{"another kind of another group", g.ns, ref{Name: hsm, Kind: "Other", Group: "issuers.example.com"}, "", true},
+		{"named with its namespace", g.pki, ref{Name: "root"}, "issuers.cert-manager.io/" + g.pki + ".root", true},
+		{"named with its namespace, all", g.pki, ref{Name: "root", Kind: "Issuer", Group: group}, "", true},
+		{"of another group, with its namespace", g.pki, ref{Name: vault, Kind: "VaultIssuer", Group: "issuers.example.com"}, "vaultissuers.issuers.example.com/" + g.pki + "." + vault, true},
+		{"of another group, with its namespace, from elsewhere", g.other, ref{Name: vault, Kind: "VaultIssuer", Group: "issuers.example.com"}, "vaultissuers.issuers.example.com/" + vault, true},
 
+		{"named with its namespace, the name in the mesh's", g.ns, ref{Name: "root"}, "issuers.cert-manager.io/" + g.ns + ".root", false},
+		{"named with its namespace, the name in another", g.other, ref{Name: "root"}, "issuers.cert-manager.io/" + g.other + ".root", false},
+		{"the mesh's name in that namespace", g.pki, ref{Name: "istio-ca"}, "issuers.cert-manager.io/" + g.pki + ".istio-ca", false},
+		{"ClusterIssuer of the name", g.pki, ref{Name: "root", Kind: "ClusterIssuer"}, "clusterissuers.cert-manager.io/root", false},
+		{"another group, of the name", g.pki, ref{Name: "root", Group: "issuers.example.com"}, "issuers.issuers.example.com/" + g.pki + ".root", false},
+		{"of another group, the name in the mesh's", g.ns, ref{Name: "web"}, "vaultissuers.issuers.example.com/" + g.ns + "." + vault, false},
 		{"Issuer of the same name elsewhere", g.other, ref{Name: "istio-ca"}, "issuers.cert-manager.io/" + g.other + ".istio-ca", false},
 		{"another name", g.ns, ref{Name: "web"}, "issuers.cert-manager.io/" + g.ns + ".web", false},
 		{"a name that begins alike", g.ns, ref{Name: "istio-ca-2"}, "issuers.cert-manager.io/" + g.ns + ".istio-ca-2", false},

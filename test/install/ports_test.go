@@ -20,7 +20,7 @@ import (
 )
 
 // ports wants that what the pods listen on, what their container says, what the Services lead to and what the NetworkPolicy
-// lets in are the same. Nothing enforces a NetworkPolicy here.
+// lets in are the same. Nothing enforces a NetworkPolicy here; test/networkpolicy shows whom it lets in and out.
 func (i *installation) ports(t *testing.T) {
 	t.Helper()
 	for _, c := range i.pods.containers() {

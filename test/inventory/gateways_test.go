@@ -128,10 +128,13 @@ func problems(g api.GatewayObject) string {
 	return strings.Join(all, " ")
 }
 
-// apply applies a manifest.
+// apply applies a manifest, when the API server takes it: for a moment it knows a kind that was removed and defined anew
+// as the one that goes.
 func apply(t *testing.T, manifest string, args ...any) {
 	t.Helper()
-	require.NoError(t, plane.Apply(t.Context(), fmt.Appendf(nil, manifest, args...)))
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		require.NoError(c, plane.Apply(t.Context(), fmt.Appendf(nil, manifest, args...)))
+	}, patience, glance)
 }
 
 // issue has cert-manager issue a certificate, and returns it as the Secret holds it once it is ready for its hosts.

@@ -284,10 +284,10 @@ func TestAfterAStart(t *testing.T) {
 	require.NoError(t, plane.Client().Delete(t.Context(), gone))
 	a, b := leafOf(here, early), leafOf(gone, early)
 	r := start(t, "signet", a, b).synced()
-	s, err := r.Service(t.Context(), ns, "s")
-	require.NoError(t, err)
-	assert.Equal(t, 1, s.Summary.Total)
-	assert.Equal(t, 1, s.Summary.Fresh)
+	r.eventually(ns, "s", func(t *assert.CollectT, s *api.Service) {
+		assert.Equal(t, 1, s.Summary.Total)
+		assert.Equal(t, 1, s.Summary.Fresh)
+	})
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		assert.Equal(c, api.Live, r.standing(c, a))
 		assert.Equal(c, api.Orphaned, r.standing(c, b))
@@ -322,16 +322,19 @@ func TestWithoutRights(t *testing.T) {
 	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "any", Name: "p", UID: "u"}}
 	leaf := leafOf(p, early)
 	r.Issued(leaf)
-	time.Sleep(steady)
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		list, err := r.Certificates(t.Context(), api.CertificateQuery{Visible: everything{}})
+		require.NoError(c, err)
+		for _, kind := range []string{"pods", "services", "endpointslices", "namespaces", "serviceaccounts"} {
+			at := slices.IndexFunc(list.Coverage.Sources, func(s api.Source) bool { return s.Name == kind })
+			require.GreaterOrEqual(c, at, 0, kind)
+			assert.False(c, list.Coverage.Sources[at].Up, kind)
+			assert.NotEmpty(c, list.Coverage.Sources[at].Reason)
+		}
+	}, patience, glance)
 	list, err := r.Certificates(t.Context(), api.CertificateQuery{Visible: everything{}})
 	require.NoError(t, err)
 	require.Len(t, list.Items, 1)
-	for _, kind := range []string{"pods", "services", "endpointslices", "namespaces", "serviceaccounts"} {
-		at := slices.IndexFunc(list.Coverage.Sources, func(s api.Source) bool { return s.Name == kind })
-		require.GreaterOrEqual(t, at, 0, kind)
-		assert.False(t, list.Coverage.Sources[at].Up, kind)
-		assert.NotEmpty(t, list.Coverage.Sources[at].Reason)
-	}
 }
 
 // TestWhatIsAskedFor: five kinds are listed and watched, and no Secret is.

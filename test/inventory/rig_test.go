@@ -33,11 +33,9 @@ import (
 
 const (
 	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 60 * time.Second
+	patience = 3 * time.Minute
 	// glance is the pause between two looks.
 	glance = 20 * time.Millisecond
-	// steady is how long what must not come is waited for.
-	steady = 300 * time.Millisecond
 
 	home = "istio-system"
 )

@@ -4,8 +4,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +43,7 @@ func runCertManager(ctx context.Context, args []string) error {
 	fs.StringVar(&opts.ClusterResourceNamespace, "cluster-resource-namespace", "cert-manager", "`namespace` of what ClusterIssuers refer to")
 	fs.DurationVar(&opts.CertificateRequestMinimumBackoffDuration, "certificate-request-minimum-backoff-duration", time.Hour, "first `wait` after a failed Certificate")
 	workers := fs.Int("workers", 5, "concurrent workers of each controller; the default is cert-manager's")
+	without := fs.String("without", "", "`names` of controllers that are not run, separated by commas")
 	listen := fs.String("listen", "", "`host:port` for /readyz and /metrics, plain HTTP; none when empty")
 	verbosity := fs.String("v", "2", "log `level`: 2 is information, 4 is debug")
 	if err := fs.Parse(args); err != nil {
@@ -48,6 +51,10 @@ func runCertManager(ctx context.Context, args []string) error {
 	}
 	if opts.Kubeconfig == "" || *workers < 1 || fs.NArg() > 0 {
 		return fmt.Errorf("%w: cert-manager needs --kubeconfig and at least one worker, and no arguments", errUsage)
+	}
+	controllers, err := controllersWithout(*without)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 
 	// cert-manager's defaults for what its own command line would have said.
@@ -68,11 +75,26 @@ func runCertManager(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("make clients: %w", err)
 	}
-	return runControllers(ctx, factory, *workers, *listen)
+	return runControllers(ctx, factory, controllers, *workers, *listen)
 }
 
-// runControllers builds every known controller and runs them until ctx ends or one of them fails.
-func runControllers(ctx context.Context, factory *cmcontroller.ContextFactory, workers int, listen string) error {
+// controllersWithout are all known controllers but those of a list of names.
+func controllersWithout(list string) (map[string]cmcontroller.Constructor, error) {
+	controllers := maps.Clone(cmcontroller.Known())
+	for name := range strings.SplitSeq(list, ",") {
+		if name == "" {
+			continue
+		}
+		if controllers[name] == nil {
+			return nil, fmt.Errorf("no controller %q", name)
+		}
+		delete(controllers, name)
+	}
+	return controllers, nil
+}
+
+// runControllers builds the controllers and runs them until ctx ends or one of them fails.
+func runControllers(ctx context.Context, factory *cmcontroller.ContextFactory, controllers map[string]cmcontroller.Constructor, workers int, listen string) error {
 	base, err := factory.Build()
 	if err != nil {
 		return fmt.Errorf("make clients: %w", err)
@@ -97,7 +119,7 @@ func runControllers(ctx context.Context, factory *cmcontroller.ContextFactory, w
 		context.AfterFunc(ctx, func() { srv.Close() })
 	}
 
-	for name, construct := range cmcontroller.Known() {
+	for name, construct := range controllers {
 		c, err := construct(factory)
 		if err != nil {
 			return fmt.Errorf("make controller %s: %w", name, err)
@@ -119,7 +141,7 @@ func runControllers(ctx context.Context, factory *cmcontroller.ContextFactory, w
 		base.KubeSharedInformerFactory.WaitForCacheSync(ctx.Done())
 		base.HTTP01ResourceMetadataInformersFactory.WaitForCacheSync(ctx.Done())
 		synced.Store(ctx.Err() == nil)
-		klog.FromContext(ctx).Info("informers synced", "controllers", len(cmcontroller.Known()), "workers", workers)
+		klog.FromContext(ctx).Info("informers synced", "controllers", len(controllers), "workers", workers)
 		return nil
 	})
 	return group.Wait()

@@ -5,7 +5,7 @@
 //
 //	kube [--exit-on-eof] etcd --data-dir DIR --listen-client HOST:PORT [--unsafe-no-fsync]
 //	kube [--exit-on-eof] apiserver FLAGS...
-//	kube [--exit-on-eof] cert-manager --kubeconfig FILE [--workers N] [--listen HOST:PORT]
+//	kube [--exit-on-eof] cert-manager --kubeconfig FILE [--workers N] [--without NAME,...] [--listen HOST:PORT]
 //	kube crds
 //	kube version
 //

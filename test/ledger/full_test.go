@@ -18,7 +18,7 @@ import (
 )
 
 // patience is how long a test waits for what must come.
-const patience = time.Minute
+const patience = 3 * time.Minute
 
 // shortage is a directory in which there is no room from some time on, and then there is again.
 type shortage struct {

@@ -97,7 +97,7 @@ func (r *replica) shipped(t *testing.T) {
 		coverage, err := r.Local().Coverage(t.Context())
 		require.NoError(t, err)
 		return coverage.Shipping.Reached && coverage.Shipping.Records == 0 && !strings.Contains(text, "not reached")
-	}, time.Minute, 20*time.Millisecond)
+	}, patience, 20*time.Millisecond)
 }
 
 // metric is the sum of a metric over its labels.

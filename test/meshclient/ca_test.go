@@ -35,13 +35,14 @@ type memoryCA struct {
 
 	mu     sync.Mutex // guards the following
 	asks   []recordedAsk
-	refuse bool // the next request, once
+	refuse int // the number of the one request that is refused, the first being 1; 0 for none
 }
 
 type recordedAsk struct {
 	header  metadata.MD
 	request *securityv1alpha1.IstioCertificateRequest
 	certs   []*x509.Certificate // of the client
+	issued  []byte              // the leaf, DER; nil where it was refused
 }
 
 func newMemoryCA(t *testing.T) *memoryCA {
@@ -110,9 +111,9 @@ func (ca *memoryCA) CreateCertificate(ctx context.Context, request *securityv1al
 		}
 	}
 	ca.mu.Lock()
-	ca.asks = append(ca.asks, recordedAsk{header, request, certs})
-	refuse := ca.refuse
-	ca.refuse = false
+	ca.asks = append(ca.asks, recordedAsk{header: header, request: request, certs: certs})
+	number := len(ca.asks)
+	refuse := ca.refuse == number
 	ca.mu.Unlock()
 	if refuse {
 		return nil, status.Error(codes.PermissionDenied, "refused once")
@@ -136,6 +137,9 @@ func (ca *memoryCA) CreateCertificate(ctx context.Context, request *securityv1al
 	if err != nil {
 		return nil, status.Error(codes.Internal, err.Error())
 	}
+	ca.mu.Lock()
+	ca.asks[number-1].issued = der
+	ca.mu.Unlock()
 	leaf := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 	return &securityv1alpha1.IstioCertificateResponse{
 		CertChain: []string{leaf, pemOf(ca.intermediate), pemOf(ca.root)},

@@ -33,7 +33,7 @@ import (
 
 const (
 	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 90 * time.Second
+	patience = 4 * time.Minute
 	// glance is the pause between two looks.
 	glance = 50 * time.Millisecond
 	// listing has client-go list what there is before it watches, as it does where the API server can't stream lists.

@@ -58,7 +58,15 @@ func prepare(ctx context.Context) error {
 	}
 	var err error
 	rootPEM, err = plane.BootstrapCA(ctx, home, "istio-ca", controlplane.CAOptions{})
-	return errors.Join(err, plane.Apply(ctx, []byte(manifest)))
+	if err := errors.Join(err, plane.Apply(ctx, []byte(manifest))); err != nil {
+		return err
+	}
+	// The last of each kind.
+	return plane.AwaitAllowed(ctx,
+		controlplane.Access{User: "system:serviceaccount:istio-system:nodeless", Verb: "list", Group: "discovery.k8s.io", Resource: "endpointslices", Namespace: "default"},
+		controlplane.Access{User: "system:serviceaccount:people:other", Verb: "create", Group: "signet.dev", Resource: "probes", Namespace: "other"},
+		controlplane.Access{User: "system:serviceaccount:people:all", Verb: "get", Group: "signet.dev", Resource: "services"},
+	)
 }
 
 const manifest = `

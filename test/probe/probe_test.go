@@ -42,6 +42,10 @@ func TestVerdicts(t *testing.T) {
 	r.record(firstLeaf, web, time.Hour) // the records go back so far
 	r.serve(web, 8080, first)
 	found := r.probed(namespace, "web")
+	for end := time.Now().Add(patience); time.Now().Before(end) && len(found.Results) == 1 && found.Results[0].Plaintext == api.PlaintextSilent; {
+		r.dials() // the answer to plaintext is waited for two seconds only, which a machine may be busy with something else
+		found = r.probed(namespace, "web")
+	}
 	assert.Equal(t, api.ProbeGood, found.Verdict, "%+v", found.Results)
 	require.Len(t, found.Results, 1)
 	got := found.Results[0]

@@ -48,7 +48,7 @@ import (
 
 const (
 	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 60 * time.Second
+	patience = 3 * time.Minute
 	// glance is the pause between two looks.
 	glance = 20 * time.Millisecond
 )

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
@@ -91,7 +92,27 @@ func start(ctx context.Context) error {
 	var replicas errgroup.Group
 	replicas.Go(func() error { return startSignet(ctx) })
 	replicas.Go(func() error { return startFederated(ctx) })
-	return replicas.Wait()
+	if err := replicas.Wait(); err != nil {
+		return err
+	}
+	return awaitRemote(ctx)
+}
+
+// awaitRemote waits until callers of the remote cluster are served, of which readiness says nothing.
+func awaitRemote(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		_, body, err := signet.Readyz(ctx)
+		if err == nil && strings.Contains(body, "[i] remote cluster: west: its callers are served") {
+			return nil
+		}
+		select {
+		case <-time.After(glance):
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the remote cluster: %w: %w\n%s", ctx.Err(), err, body)
+		}
+	}
 }
 
 // manifest is a file of deploy, for namespaces of ours.

@@ -10,14 +10,15 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -74,9 +75,9 @@ type Replica struct {
 }
 
 // Start installs the rights, starts the program, and returns when it is ready. The error holds the
-// end of the log where it doesn't become ready before ctx ends, or within two minutes.
+// end of the log where it doesn't become ready before ctx ends, or within four minutes.
 func Start(ctx context.Context, plane *controlplane.Plane, cfg Config) (*Replica, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	defer cancel()
 	binary, err := process.Find("signet", "SIGNET_BIN")
 	if err != nil {
@@ -124,20 +125,20 @@ func run(ctx context.Context, plane *controlplane.Plane, binary string, cfg Conf
 	if api, _ := cfg.settings(dir)["api"].(map[string]any); api["disabled"] == true {
 		want--
 	}
-	watch := &listening{want: want, found: r.address, done: make(chan struct{})}
-	log, err := os.OpenFile(filepath.Join(dir, "signet.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	cmd := exec.Command(binary, "--config", path, "--kubeconfig", kubeconfig)
+	cmd.Env = append(os.Environ(), cfg.Env...)
+	// It writes to the file itself, so that what it has logged before it answers is there when the answer is.
+	log := filepath.Join(dir, "signet.log")
+	before, err := size(log) // of an earlier run's
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(binary, "--config", path, "--kubeconfig", kubeconfig)
-	cmd.Env = append(os.Environ(), cfg.Env...)
-	cmd.Stderr = io.MultiWriter(log, watch)
-	if r.proc, err = process.Start(cmd, log.Name()); err != nil {
+	if r.proc, err = process.Start(cmd, log); err != nil {
 		return nil, fmt.Errorf("start signet: %w", err)
 	}
-	if err := r.await(ctx, watch.done, !cfg.DontWait); err != nil {
+	if err := r.await(ctx, before, want, !cfg.DontWait); err != nil {
 		r.proc.Kill()
-		return nil, fmt.Errorf("start signet: %w; the end of its log:\n%s", err, process.Tail(log.Name(), 20))
+		return nil, fmt.Errorf("start signet: %w; the end of its log:\n%s", err, process.Tail(log, 20))
 	}
 	return r, nil
 }
@@ -199,43 +200,53 @@ func set(settings map[string]any, path string, value any) {
 	set(below, rest, value)
 }
 
-// listening reads the addresses of the endpoints from the log as it is written.
-type listening struct {
-	want int
-	done chan struct{} // closed when all are found
-
-	mu    sync.Mutex // guards the following
-	line  []byte
-	found map[string]string
+// size is that of a file, 0 where there is none.
+func size(path string) (int64, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
-func (l *listening) Write(text []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.line = append(l.line, text...)
-	for {
-		line, rest, ok := bytes.Cut(l.line, []byte("\n"))
-		if !ok {
-			return len(text), nil
-		}
-		l.line = rest
+// listening reads the addresses of the endpoints from what is logged behind offset, and says how many there are.
+func (r *Replica) listening(offset int64) (int, error) {
+	log, err := os.ReadFile(r.proc.Log())
+	if err != nil {
+		return 0, err
+	}
+	lines := bytes.SplitAfter(log[min(offset, int64(len(log))):], []byte("\n"))
+	for _, line := range lines[:len(lines)-1] { // the last one isn't whole
 		var entry struct{ Msg, Endpoint, Address string }
-		if len(l.found) < l.want && json.Unmarshal(line, &entry) == nil && entry.Msg == "listening" && entry.Endpoint != "bundle" {
-			l.found[entry.Endpoint] = entry.Address
-			if len(l.found) == l.want {
-				close(l.done)
-			}
+		if json.Unmarshal(line, &entry) == nil && entry.Msg == "listening" && entry.Endpoint != "bundle" {
+			r.address[entry.Endpoint] = entry.Address
 		}
 	}
+	return len(r.address), nil
 }
 
-func (r *Replica) await(ctx context.Context, listening <-chan struct{}, ready bool) error {
-	select {
-	case <-listening:
-	case <-r.proc.Done():
-		return fmt.Errorf("it ended: %w", r.proc.Exit())
-	case <-ctx.Done():
-		return ctx.Err()
+// await waits until the log, behind offset, has told of so many endpoints and, where that is wanted, until it is ready.
+func (r *Replica) await(ctx context.Context, offset int64, endpoints int, ready bool) error {
+	tick := time.NewTicker(25 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		found, err := r.listening(offset)
+		if err != nil {
+			return err
+		}
+		if found == endpoints {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-r.proc.Done():
+			return fmt.Errorf("it ended: %w", r.proc.Exit())
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if !ready {
 		return nil

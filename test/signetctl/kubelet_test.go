@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
@@ -41,7 +40,7 @@ func newKubelet(t *testing.T) *kubelet {
 			http.NotFound(w, r)
 			return
 		}
-		portforward.ServePortForward(w, r, k, parts[0]+"/"+parts[1], "", &portforward.V4Options{}, time.Minute, 30*time.Second, []string{portforward.ProtocolV1Name})
+		portforward.ServePortForward(w, r, k, parts[0]+"/"+parts[1], "", &portforward.V4Options{}, patience, patience, []string{portforward.ProtocolV1Name})
 	}))
 	t.Cleanup(func() {
 		k.cut()

@@ -42,7 +42,15 @@ func prepare(ctx context.Context) (err error) {
 			}
 		}
 	}
-	return plane.Apply(ctx, []byte(manifest))
+	if err := plane.Apply(ctx, []byte(manifest)); err != nil {
+		return err
+	}
+	// The last of each kind.
+	return plane.AwaitAllowed(ctx,
+		controlplane.Access{User: "carla", Verb: "create", Resource: "serviceaccounts", Subresource: "token", Name: "signet-reader", Namespace: "istio-system"},
+		controlplane.Access{User: "system:serviceaccount:istio-system:signet-reader", Verb: "list", Group: "signet.dev", Resource: "services", Namespace: "beta"},
+		controlplane.Access{User: "system:serviceaccount:people:everything", Verb: "impersonate", Resource: "users", Name: "carla"},
+	)
 }
 
 const manifest = `

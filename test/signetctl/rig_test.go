@@ -112,6 +112,9 @@ type rig struct {
 }
 
 const (
+	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
+	patience = 3 * time.Minute
+
 	system = "istio-system"
 	// podPort is the port of the pod that the Service's port leads to.
 	podPort   = 18443
@@ -169,7 +172,7 @@ func (r *rig) serve(t *testing.T, certificate *tls.Certificate) *api.Server {
 	ended := make(chan error, 1)
 	go func() { ended <- server.Start(ctx) }()
 	t.Cleanup(func() { stop(); assert.NoError(t, <-ended) })
-	require.Eventually(t, func() bool { return server.Address() != nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return server.Address() != nil }, patience, time.Millisecond)
 	return server
 }
 
@@ -216,7 +219,7 @@ func prepared(ctx context.Context, t *testing.T, kubeconfig string, args ...stri
 // ask runs the command to its end.
 func ask(t *testing.T, kubeconfig string, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := prepared(ctx, t, kubeconfig, args...)
 	var out, errText bytes.Buffer
@@ -232,7 +235,7 @@ func ask(t *testing.T, kubeconfig string, args ...string) result {
 func askUntil(t *testing.T, code int, kubeconfig string, args ...string) result {
 	t.Helper()
 	var got result
-	require.Eventually(t, func() bool { got = ask(t, kubeconfig, args...); return got.code == code }, time.Minute, 50*time.Millisecond, "%v", &got)
+	require.Eventually(t, func() bool { got = ask(t, kubeconfig, args...); return got.code == code }, patience, 50*time.Millisecond, "%v", &got)
 	return got
 }
 
@@ -267,7 +270,7 @@ func (r *running) output(t *testing.T) string {
 // await waits until its output has a text.
 func (r *running) await(t *testing.T, text string) {
 	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(r.output(t), text) || r.Ended() }, time.Minute, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(r.output(t), text) || r.Ended() }, patience, 5*time.Millisecond)
 	require.Contains(t, r.output(t), text, process.Tail(r.err, 20))
 }
 
@@ -277,7 +280,7 @@ func (r *running) stop(t *testing.T) {
 	require.NoError(t, r.Signal(os.Interrupt))
 	select {
 	case <-r.Done():
-	case <-time.After(time.Minute):
+	case <-time.After(patience):
 		require.Fail(t, "it doesn't end")
 	}
 	assert.Equal(t, 0, r.ExitCode(), process.Tail(r.err, 20))

@@ -156,7 +156,7 @@ func TestRights(t *testing.T) {
 		require.Eventually(t, func() bool {
 			got = ask(t, nobody, "services")
 			return got.code == 4 && strings.Contains(got.err, step.then)
-		}, time.Minute, 50*time.Millisecond, "%s: %v", step.then, &got)
+		}, patience, 50*time.Millisecond, "%s: %v", step.then, &got)
 	}
 	// Unknown to the API server.
 	got = ask(t, kubeconfigWith(t, "{token: nonsense}"), "services")
@@ -321,7 +321,7 @@ func TestWatch(t *testing.T) {
 	require.Eventually(t, func() bool {
 		all := r.kubelet.forwarded()
 		return all[len(all)-1] == "istio-system/signet-1:18443"
-	}, time.Minute, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 	r.shown.change(func() { r.shown.pods = 4 })
 	watch.await(t, "4/4")
 	assert.Equal(t, 1, strings.Count(watch.output(t), "NAMESPACE"))
@@ -341,7 +341,7 @@ func TestWatch(t *testing.T) {
 	require.Eventually(t, func() bool {
 		r.shown.change(func() {}) // at each of which Signet asks anew who may see it
 		return watch.Ended()
-	}, time.Minute, 50*time.Millisecond)
+	}, patience, 50*time.Millisecond)
 	assert.Equal(t, 4, watch.ExitCode())
 }
 
@@ -377,7 +377,7 @@ func TestDashboard(t *testing.T) {
 	require.NoError(t, err)
 	jar, err := cookiejar.New(nil)
 	require.NoError(t, err)
-	browser := &http.Client{Jar: jar, Timeout: time.Minute}
+	browser := &http.Client{Jar: jar, Timeout: patience}
 	t.Cleanup(browser.CloseIdleConnections)
 	get := func(at *url.URL) (int, string) {
 		t.Helper()

@@ -28,7 +28,7 @@ import (
 	"github.com/signet-ca/signet/issuer"
 )
 
-const patience = time.Minute
+const patience = 3 * time.Minute // connections to an API server that was away are tried again after up to a minute
 
 var quiet = slog.New(slog.DiscardHandler)
 

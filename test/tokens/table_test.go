@@ -54,6 +54,9 @@ func requireSame(t testing.TB, token string) decision {
 		if !assert.ObjectsAreEqual(before, after) {
 			continue
 		}
+		if before.code != got.code && (before.code == codes.Unavailable || got.code == codes.Unavailable) {
+			continue // a busy machine took longer than a review may take
+		}
 		if got.caller != nil && before.caller == nil {
 			t.Fatalf("accepted as %+v, the API server refuses it (%s): %s", got.caller, before.code, token)
 		}

@@ -110,7 +110,7 @@ func (w *world) token(t testing.TB, account string, bound client.Object, audienc
 // awaitTrue waits until a condition holds.
 func awaitTrue(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came to be that: %s", what)
 		}

@@ -1,9 +1,10 @@
 package trust
 
 import (
-	"net"
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -19,15 +20,13 @@ func TestR56_TwoMeshesFederate(t *testing.T) {
 	t.Parallel()
 	type side struct {
 		*mesh
-		domain, endpoint string
-		replica          *replica.Replica
+		domain  string
+		wire    *wire // to the bundle endpoint, whose own address isn't known before it is there
+		replica *replica.Replica
 	}
 	sides := []*side{{mesh: newMesh(t), domain: "one.example"}, {mesh: newMesh(t), domain: "two.example"}}
 	for _, s := range sides {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		s.endpoint = listener.Addr().String()
-		require.NoError(t, listener.Close())
+		s.wire = newWire(t, "")
 		s.pin(t, issuerA)
 	}
 	start := func(s, other *side) {
@@ -35,11 +34,18 @@ func TestR56_TwoMeshesFederate(t *testing.T) {
 		require.NoError(t, os.WriteFile(ca, other.roots[issuerA], 0o600))
 		s.replica = s.startAs(t, replica.Config{Namespace: s.ns, Issuer: issuerA, Settings: s.short(map[string]any{
 			"trustDomain":           s.domain,
-			"bundleEndpoint.listen": s.endpoint,
+			"ca.lifetime.default":   "1h",
+			"ca.lifetime.max":       "1h",
+			"bundleEndpoint.listen": "127.0.0.1:0",
 			"roots.federated": []any{map[string]any{
-				"trustDomain": other.domain, "endpointURL": "https://" + other.endpoint + "/", "caFile": ca,
+				"trustDomain": other.domain, "endpointURL": "https://" + other.wire.listener.Addr().String() + "/", "caFile": ca,
 			}},
 		})})
+		eventually(t, func() bool {
+			address := bundleAddress(t, s.replica)
+			s.wire.to(address)
+			return address != ""
+		}, "the bundle endpoint of %s listens", s.domain)
 	}
 	ask := func(s *side) *holding {
 		w := s.workload(t, "web")
@@ -53,10 +59,11 @@ func TestR56_TwoMeshesFederate(t *testing.T) {
 	start(sides[0], sides[1])
 	alone := ask(sides[0])
 	assert.Equal(t, string(sides[0].roots[issuerA]), string(alone.anchors))
-	assert.Contains(t, readyz(t, sides[0].replica), "two.example")
+	says(t, sides[0].replica, "two.example")
 	start(sides[1], sides[0])
 	for _, s := range sides {
 		eventually(t, func() bool { return len(s.state(t).Anchors) == 2 }, "%s knows the other's anchor", s.domain)
+		says(t, s.replica, "2 trust anchors")
 	}
 	one, two := ask(sides[0]), ask(sides[1])
 	require.NoError(t, handshake(one, two))
@@ -67,4 +74,18 @@ func TestR56_TwoMeshesFederate(t *testing.T) {
 			assert.Equal(t, a.ID() == s.id(t, issuerA), !a.Federated)
 		}
 	}
+}
+
+// bundleAddress is where a replica serves its bundle, "" while it doesn't.
+func bundleAddress(t *testing.T, r *replica.Replica) string {
+	t.Helper()
+	log, err := r.Log()
+	require.NoError(t, err)
+	for line := range strings.Lines(log) {
+		var entry struct{ Msg, Endpoint, Address string }
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Msg == "listening" && entry.Endpoint == "bundle" {
+			return entry.Address
+		}
+	}
+	return ""
 }

@@ -106,7 +106,7 @@ func TestIssuerChangeWaitsForNoRequest(t *testing.T) {
 	m := newMesh(t)
 	old, _ := m.external(t)
 	m.pin(t, "external", issuerB)
-	r := m.startAs(t, externalFirst(m, map[string]any{"signer.timeout": "45s", "ca.requestTimeout": "50s"}))
+	r := m.startAs(t, externalFirst(m, map[string]any{"signer.timeout": "100s", "ca.requestTimeout": "105s"}))
 	c := dial(t, r, m.roots["external"])
 	first, second := m.workload(t, "first"), m.workload(t, "second")
 	require.Equal(t, "external", m.issuedBy(t, first, c))
@@ -130,7 +130,7 @@ func TestIssuerChangeWaitsForNoRequest(t *testing.T) {
 	}
 	err := <-hung
 	assert.Equal(t, codes.DeadlineExceeded, status.Code(err), "%v", err)
-	assert.GreaterOrEqual(t, time.Since(began), 45*time.Second)
+	assert.GreaterOrEqual(t, time.Since(began), 100*time.Second)
 	assert.Len(t, old.Seen(first.id.String()), 2)
 }
 
@@ -150,13 +150,15 @@ func TestRuntimeIssuer(t *testing.T) {
 		assert.Equal(t, 503, code, "it has no serving certificate")
 
 		m.want(t, issuerA)
-		require.NoError(t, r.WaitReady(t.Context()))
-		c, w := dial(t, r, m.roots[issuerA]), m.workload(t, "web")
+		waiting, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		require.NoError(t, r.WaitReady(waiting))
+		c, w := dial(t, r, m.roots[issuerA], m.roots[issuerB]), m.workload(t, "web")
 		assert.Equal(t, issuerA, m.issuedBy(t, w, c))
 
 		for _, row := range []struct{ data, says string }{
 			{"issuer-kind=Issuer", "issuer-name: must be set"},
-			{"issuer-name=x issuer-kind=Isuer", "issuer-kind"},
+			{"issuer-name=x issuer-kind=Isuer", `"Isuer"`},
 		} {
 			data := make(map[string]string)
 			for field := range strings.FieldsSeq(row.data) {
@@ -165,6 +167,7 @@ func TestRuntimeIssuer(t *testing.T) {
 			}
 			m.set(t, runtimeMap, data)
 			says(t, r, "ConfigMap "+m.ns+"/"+runtimeMap)
+			says(t, r, row.says)
 			assert.Equal(t, issuerA, m.issuedBy(t, w, c), row.data)
 		}
 		m.set(t, runtimeMap, map[string]string{"issuer-name": "nowhere"})
@@ -184,7 +187,8 @@ func TestRuntimeIssuer(t *testing.T) {
 		m.pin(t, issuerA, issuerB)
 		m.want(t, issuerB)
 		r := m.start(t, m.short(nil))
-		c, w := dial(t, r, m.roots[issuerB]), m.workload(t, "web")
+		// The serving certificate follows the issuer after a while.
+		c, w := dial(t, r, m.roots[issuerB], m.roots[issuerA]), m.workload(t, "web")
 		eventually(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the ConfigMap takes the place of the static issuer")
 		require.NoError(t, plane.Client().Delete(t.Context(), get(t, m.ns, runtimeMap)))
 		says(t, r, "[i] issuer: Issuer.cert-manager.io/ca-a is in force")
@@ -198,14 +202,14 @@ func TestFallback(t *testing.T) {
 	m := newMesh(t)
 	m.pin(t, issuerA, issuerB)
 	r := m.start(t, m.short(map[string]any{"issuers.fallback": fallback("nowhere", issuerB)}))
-	c, w := dial(t, r, m.roots[issuerA]), m.workload(t, "web")
+	c, w := dial(t, r, m.roots[issuerA], m.roots[issuerB]), m.workload(t, "web")
 	require.Equal(t, issuerA, m.issuedBy(t, w, c))
 
+	// It is patched, because cert-manager writes its status at the same time.
 	secret := func(name string) {
-		var a certmanager.Issuer
-		require.NoError(t, plane.Client().Get(t.Context(), client.ObjectKey{Namespace: m.ns, Name: issuerA}, &a))
-		a.Spec.CA.SecretName = name
-		require.NoError(t, plane.Client().Update(t.Context(), &a))
+		a := &certmanager.Issuer{ObjectMeta: metav1.ObjectMeta{Namespace: m.ns, Name: issuerA}}
+		patch := fmt.Appendf(nil, `{"spec":{"ca":{"secretName":%q}}}`, name)
+		require.NoError(t, plane.Client().Patch(t.Context(), a, client.RawPatch(types.MergePatchType, patch)))
 	}
 	secret("gone")
 	says(t, r, "[i] issuer: Issuer.cert-manager.io/ca-b is in force")
@@ -252,7 +256,7 @@ func TestCircuit(t *testing.T) {
 	m := newMesh(t)
 	wanted, root := m.external(t)
 	m.pin(t, "external", issuerB)
-	r := m.startAs(t, externalFirst(m, map[string]any{"issuers.fallback": fallback(issuerB)}))
+	r := m.startAs(t, externalFirst(m, map[string]any{"issuers.fallback": fallback(issuerB), "signer.timeout": "30s", "ca.requestTimeout": "60s"}))
 	c := dial(t, r, m.roots["external"])
 	says(t, r, "Issuer.cert-manager.io/ca-b: Ready")
 	good := m.workload(t, "good")
@@ -272,25 +276,30 @@ func TestCircuit(t *testing.T) {
 	assert.Contains(t, readyz(t, r), "TestIssuer.test.signet.dev/any is in force")
 	assert.Equal(t, "external", m.issuedBy(t, good, c))
 
-	wanted.Otherwise(testca.Never())
+	// These hang, and end at their deadline. One of them is sent again.
 	hung := m.workload(t, "hung").request(t)
-	_, err := hung.send(t.Context(), c)
-	require.Equal(t, codes.DeadlineExceeded, status.Code(err), "%v", err)
-	var workloads []*workload
+	requests := []*request{hung}
 	for n := range 4 {
-		workloads = append(workloads, m.workload(t, fmt.Sprintf("many%d", n)))
+		w := m.workload(t, fmt.Sprintf("many%d", n))
+		requests = append(requests, w.request(t), w.request(t))
 	}
-	open := func() bool { return strings.Contains(readyz(t, r), "Issuer.cert-manager.io/ca-b is in force") }
-	eventually(t, func() bool {
-		for _, w := range workloads {
-			go w.request(t).send(t.Context(), c) //nolint:errcheck,testifylint // the request is made here; it hangs, or the fallback signs it
-		}
-		time.Sleep(time.Second)
-		return open()
-	}, "the fallback signs")
+	wanted.Otherwise(testca.Never())
+	ended := make(chan error, len(requests))
+	for _, request := range requests {
+		go func() {
+			_, err := request.send(t.Context(), c)
+			ended <- err
+		}()
+		eventually(t, func() bool { return len(wanted.Seen(hung.w.id.String())) == 1 }, "the first is with the issuer")
+	}
+	for range requests {
+		// A late one may be signed by the fallback.
+		assert.Contains(t, []codes.Code{codes.DeadlineExceeded, codes.OK}, status.Code(<-ended))
+	}
+	says(t, r, "Issuer.cert-manager.io/ca-b is in force")
 	assert.Contains(t, readyz(t, r), "its circuit is open: its last")
 	assert.Equal(t, issuerB, m.issuedBy(t, good, c))
-	_, err = hung.send(t.Context(), c)
+	_, err := hung.send(t.Context(), c)
 	assert.Equal(t, codes.DeadlineExceeded, status.Code(err), "the first issuer may still sign this one: %v", err)
 	assert.Len(t, wanted.Seen(hung.w.id.String()), 1)
 	var all certmanager.CertificateRequestList
@@ -314,10 +323,10 @@ func TestDeadLeader(t *testing.T) {
 	m.pin(t, issuerA)
 	longer := m.short(map[string]any{"ca.lifetime.max": "80s", "ca.lifetime.default": "80s"})
 	first := m.start(t, longer)
-	eventually(t, func() bool { log, err := first.Log(); return err == nil && strings.Contains(log, "lease acquired") }, "the first leads")
+	logged(t, first, "lease acquired")
 	second := m.start(t, longer)
 	w := m.workload(t, "web")
-	c := dial(t, second, m.roots[issuerA])
+	c := dial(t, second, m.roots[issuerA], m.roots[issuerB])
 	require.Equal(t, issuerA, m.issuedBy(t, w, c))
 	eventually(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 2 }, "both report")
 
@@ -334,7 +343,7 @@ func TestDeadLeader(t *testing.T) {
 	}, "the new root is carried")
 	first.Kill()
 	assert.Equal(t, issuerA, m.issuedBy(t, w, c))
-	eventually(t, func() bool { log, err := second.Log(); return err == nil && strings.Contains(log, "lease acquired") }, "the second leads")
+	logged(t, second, "lease acquired")
 	for _, a := range m.state(t).Anchors {
 		if !a.Until.IsZero() {
 			assert.Equal(t, until, a.Until, "the time that has passed counts")
@@ -380,16 +389,14 @@ func TestBadRoots(t *testing.T) {
 	m.set(t, rootsMap, map[string]string{"roots.pem": string(m.roots[issuerA]) + expired + string(m.roots[issuerB])})
 	eventually(t, func() bool { return len(m.state(t).Anchors) == 2 }, "the good ones are in force")
 	eventually(t, func() bool { return !strings.Contains(get(t, w.ns, mountedMap).Data["root-cert.pem"], expired) }, "the expired one is in no namespace")
-	log, err := r.Log()
-	require.NoError(t, err)
-	assert.Contains(t, log, "expired trust anchor left out")
+	logged(t, r, "expired trust anchor left out")
 
 	// An issuer that leads to a foreign root is held back.
 	m.pin(t, issuerA)
 	eventually(t, func() bool { return len(m.state(t).Anchors) == 1 }, "the root that nothing was signed under goes at once or after a while")
 	m.want(t, issuerB)
 	says(t, r, "Issuer.cert-manager.io/ca-b: held back: its root \"CN="+m.ns+" ca-b\"")
-	assert.Contains(t, readyz(t, r), "is none of the trust anchors; add it to the sources of roots")
+	says(t, r, "is none of the trust anchors; add it to the sources of roots")
 	assert.Equal(t, issuerA, m.issuedBy(t, w, c))
 	eventually(t, func() bool { return event(t, m.ns, issuerB, "NotInForce", "held back") }, "an Event on the issuer")
 

@@ -3,6 +3,7 @@
 package trust
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -23,6 +24,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -100,7 +103,7 @@ func (m *mesh) short(further map[string]any) map[string]any {
 		"ca.lifetime.default":             "15s",
 		"ca.lifetime.max":                 "15s",
 		"ca.lifetime.min":                 "5s",
-		"signer.timeout":                  "3s",
+		"signer.timeout":                  shortTimeout.String(),
 		"ca.requestTimeout":               "4s",
 		"roots.configMap.name":            rootsMap,
 		"roots.configMap.key":             "roots.pem",
@@ -237,25 +240,52 @@ func (m *mesh) workload(t *testing.T, name string) *workload {
 }
 
 // dial connects to a replica with these roots.
-func dial(t *testing.T, r *replica.Replica, roots []byte) *meshclient.Client {
+func dial(t *testing.T, r *replica.Replica, roots ...[]byte) *meshclient.Client {
 	t.Helper()
 	options := meshclient.SidecarTLS()
 	options.ServerName = replica.ServerName
-	c, err := meshclient.Dial(r.CSR(), roots, options)
+	c, err := meshclient.Dial(r.CSR(), bytes.Join(roots, nil), options)
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, c.Close()) })
 	return c
 }
 
-// ask asks once for a certificate of 15s.
+// shortTimeout is how long the issuer may take with the settings of short.
+const shortTimeout = 3 * time.Second
+
+// tooSlow says whether a request ended because of its deadline, which is seconds away here, so that rollovers are short.
+// That it was so is told by different codes, depending on what it waited for.
+func tooSlow(err error, took time.Duration) bool {
+	switch status.Code(err) {
+	case codes.DeadlineExceeded, codes.ResourceExhausted:
+		return true
+	case codes.Unavailable, codes.Canceled:
+		return took >= shortTimeout
+	}
+	return false
+}
+
+// ask asks for a certificate of the longest life that there is. A request that the machine was too slow for says nothing,
+// and is made again, as Istio's agent does.
 func (w *workload) ask(ctx context.Context, c *meshclient.Client) (*holding, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	for {
+		began := time.Now()
+		h, err := w.askOnce(ctx, c)
+		if ctx.Err() != nil || !tooSlow(err, time.Since(began)) {
+			return h, err
+		}
+		time.Sleep(glance)
+	}
+}
+
+func (w *workload) askOnce(ctx context.Context, c *meshclient.Client) (*holding, error) {
 	key, csr, err := meshclient.ZtunnelCSR(w.id)
 	if err != nil {
 		return nil, err
 	}
-	chain, err := c.Create(ctx, meshclient.Ask{Token: w.token, CSR: csr, ValiditySeconds: 15, ClusterIDs: []string{"Kubernetes"}})
+	chain, err := c.Create(ctx, meshclient.Ask{Token: w.token, CSR: csr, ValiditySeconds: 600, ClusterIDs: []string{"Kubernetes"}})
 	if err != nil {
 		return nil, err
 	}
@@ -280,6 +310,12 @@ func (m *mesh) issuerOf(h *holding) string {
 		}
 	}
 	return ""
+}
+
+// logged waits until the log of a replica has a text.
+func logged(t *testing.T, r *replica.Replica, text string) {
+	t.Helper()
+	eventually(t, func() bool { log, err := r.Log(); return err == nil && strings.Contains(log, text) }, "the log says %q", text)
 }
 
 // eventually waits until what becomes true.

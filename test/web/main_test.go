@@ -28,7 +28,7 @@ var (
 )
 
 // patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	cmapi "github.com/cert-manager/cert-manager/pkg/apis/certmanager/v1"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
@@ -83,9 +84,20 @@ func TestR24_R27_PodsOfTheNode(t *testing.T) {
 	_, _ = runs(t, shop, "far", elsewhere.node)
 	refused("on another node", shop, "far", "not_on_node")
 	elsewhere.gets(t, identity(shop, "far"))
-	_, _ = runs(t, shop, "failed", z.node, phase(corev1.PodFailed))
+	// Signet learns a moment later that a pod has ended.
+	ended := func(id spiffeid.ID) {
+		t.Helper()
+		eventually(t, func() bool {
+			ask, _ := z.ask(t, id)
+			_, err := z.Create(t.Context(), ask)
+			return status.Code(err) == codes.PermissionDenied
+		}, "the pod of %s has ended", id)
+	}
+	failed, _ := runs(t, shop, "failed", z.node, phase(corev1.PodFailed))
+	ended(failed)
 	refused("failed", shop, "failed", "not_on_node")
-	_, _ = runs(t, shop, "succeeded", z.node, phase(corev1.PodSucceeded))
+	succeeded, _ := runs(t, shop, "succeeded", z.node, phase(corev1.PodSucceeded))
+	ended(succeeded)
 	refused("succeeded", shop, "succeeded", "not_on_node")
 	unscheduled(t, shop, "waits")
 	refused("not scheduled", shop, "waits", "not_on_node")
@@ -396,5 +408,9 @@ func TestR27_WhileTheAPIServerIsAway(t *testing.T) {
 		_, err := z.Create(t.Context(), ask)
 		return err == nil
 	}, "the API server is back")
+	eventually(t, func() bool {
+		_, err := z.Create(t.Context(), ask)
+		return status.Code(err) == codes.PermissionDenied
+	}, "it says so again")
 	z.refused(t, ask, codes.PermissionDenied, "not_on_node")
 }

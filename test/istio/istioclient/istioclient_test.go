@@ -240,7 +240,7 @@ func TestSDS_StreamsAndRenews(t *testing.T) {
 	server, err := StartSDS(config)
 	require.NoError(t, err)
 	defer server.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	anchors, err := server.Subscribe(ctx, Anchors)
 	require.NoError(t, err)
@@ -252,7 +252,7 @@ func TestSDS_StreamsAndRenews(t *testing.T) {
 	workload, err := server.Subscribe(ctx, Workload)
 	require.NoError(t, err)
 	seen := map[string]bool{}
-	for range 3 {
+	for len(seen) < 3 { // one that is renewed just as it is asked for may come twice
 		secret, err := workload.Next()
 		require.NoError(t, err)
 		assert.Equal(t, Workload, secret.Name)
@@ -260,5 +260,4 @@ func TestSDS_StreamsAndRenews(t *testing.T) {
 		require.NoError(t, err)
 		seen[leafOf(t, secret.Chain).SerialNumber.String()] = true
 	}
-	assert.Len(t, seen, 3)
 }

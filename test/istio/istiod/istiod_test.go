@@ -76,12 +76,24 @@ func mesh(t *testing.T, cfg rotation.IstiodConfig) *keeper {
 		}
 	}
 	slices.Sort(want)
-	eventually(t, "istiod's Secret has the names that it should have", func(context.Context) error {
+	key := x509.RSA
+	if strings.HasPrefix(cfg.Key, "ECDSA") {
+		key = x509.ECDSA
+	}
+	eventually(t, "istiod's Secret is as it should be", func(ctx context.Context) error {
 		if status := k.Status(); !status.Ready || !slices.Equal(want, status.DNSNames) {
 			return errors.New(status.String())
 		}
-		if got := slices.Sorted(slices.Values(secretLeaf(t, namespace).DNSNames)); !slices.Equal(want, got) {
-			return fmt.Errorf("it has %q", got)
+		object, err := certificateOf(ctx, namespace)
+		if err != nil {
+			return err
+		}
+		leaf := secretLeaf(t, namespace)
+		if got := slices.Sorted(slices.Values(leaf.DNSNames)); !slices.Equal(want, got) || leaf.PublicKeyAlgorithm != key {
+			return fmt.Errorf("it has %q and a key of %s", got, leaf.PublicKeyAlgorithm)
+		}
+		if !ready(object) || object.Spec.IssuerRef.Name != "istio-ca" || !object.Status.NotAfter.Time.Equal(leaf.NotAfter) {
+			return fmt.Errorf("its Certificate is %+v", object.Status)
 		}
 		return nil
 	})
@@ -336,6 +348,18 @@ func TestR59_WithoutRightsToSeeRevisions(t *testing.T) {
 	})
 }
 
+// told is the next Event.
+func (k *keeper) told(t *testing.T) string {
+	t.Helper()
+	select {
+	case event := <-k.events.Events:
+		return event
+	case <-time.After(deadline):
+		require.Fail(t, "no Event was made")
+		return ""
+	}
+}
+
 // TestIstiodKeeperOutlivesOutages: it says what it couldn't do, and does it when it can; and it ends and
 // starts again, as the lease is lost and won.
 func TestIstiodKeeperOutlivesOutages(t *testing.T) {
@@ -351,11 +375,11 @@ func TestIstiodKeeperOutlivesOutages(t *testing.T) {
 		}
 		return nil
 	})
-	assert.Contains(t, <-k.events.Events, "Warning ApplyFailed apply Certificate "+ns+"/istiod-dynamic: ")
+	assert.Contains(t, k.told(t), "Warning ApplyFailed apply Certificate "+ns+"/istiod-dynamic: ")
 	allow(t, ns, rights)
 	status := awaitReady(t, k)
 	assert.NoError(t, status.Trouble)
-	assert.Contains(t, <-k.events.Events, "Normal Applied ")
+	assert.Contains(t, k.told(t), "Normal Applied ")
 
 	k.stop()
 	assert.Equal(t, rotation.IstiodStatus{}, k.Status())
@@ -387,8 +411,10 @@ func TestIstiodWatchByName(t *testing.T) {
 	c, err := metadata.NewForConfig(config)
 	require.NoError(t, err)
 	certificates := c.Resource(certmanager.SchemeGroupVersion.WithResource("certificates")).Namespace(ns)
-	_, err = certificates.List(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=istiod-dynamic"})
-	assert.NoError(t, err)
+	eventually(t, "its own Certificate can be listed", func(ctx context.Context) error {
+		_, err := certificates.List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=istiod-dynamic"})
+		return err
+	})
 	_, err = certificates.List(t.Context(), metav1.ListOptions{})
 	assert.ErrorContains(t, err, "forbidden")
 	foreign := &unstructured.Unstructured{Object: map[string]any{
@@ -484,6 +510,7 @@ func startWorkload(t *testing.T, ca, xds string, roots []byte) *workload {
 // certificate we made, and its own certificate from Signet.
 func TestR59_AgentWithIstiodAndSignet(t *testing.T) {
 	mesh(t, rotation.IstiodConfig{})
+	forgetTrust(t)
 	istiod := startIstiod(t, namespace)
 	signet, err := replica.Start(t.Context(), plane, replica.Config{
 		Namespace: namespace, RootPEM: oldRoot, Settings: map[string]any{"ca.lifetime.min": "2s"},
@@ -497,8 +524,12 @@ func TestR59_AgentWithIstiodAndSignet(t *testing.T) {
 		return err
 	})
 	assert.Equal(t, "spiffe://cluster.local/ns/"+w.ns+"/sa/app", own.Leaf.URIs[0].String())
-	issued, err := signet.Metric(t.Context(), "signet_requests_total", map[string]string{"outcome": "issued"})
-	require.NoError(t, err)
-	assert.Positive(t, issued)
+	eventually(t, "the certificate is counted", func(ctx context.Context) error {
+		issued, err := signet.Metric(ctx, "signet_requests_total", map[string]string{"outcome": "issued"})
+		if err == nil && issued == 0 {
+			err = errors.New("none is")
+		}
+		return err
+	})
 	eventually(t, "no configuration from istiod", w.configured)
 }

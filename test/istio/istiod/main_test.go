@@ -37,7 +37,7 @@ import (
 const namespace = "istio-system"
 
 // deadline bounds every wait.
-const deadline = 90 * time.Second
+const deadline = 3 * time.Minute
 
 var (
 	plane   *controlplane.Plane
@@ -158,13 +158,16 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: signet-i
 subjects: [{kind: ServiceAccount, name: keeper, namespace: NAMESPACE}]
 `
 
-// allow installs rights for the keeper of a namespace.
+// allow installs rights for the keeper of a namespace, and returns when it may see its Certificate.
 func allow(t *testing.T, ns string, manifests ...string) {
 	t.Helper()
 	require.NoError(t, plane.ServiceAccount(t.Context(), ns, "keeper"))
 	for _, manifest := range manifests {
 		require.NoError(t, plane.Apply(t.Context(), []byte(strings.ReplaceAll(manifest, "NAMESPACE", ns))))
 	}
+	require.NoError(t, plane.AwaitAllowed(t.Context(), controlplane.Access{
+		User: "system:serviceaccount:" + ns + ":keeper", Verb: "list", Group: "cert-manager.io", Resource: "certificates", Name: "istiod-dynamic", Namespace: ns,
+	}))
 }
 
 // keeper is a rotation.Istiod that runs, with the issuer that it follows.

@@ -46,6 +46,7 @@ func createValidator(t *testing.T, istiod *discovery) {
 				Rule:       admissionv1.Rule{APIGroups: []string{"networking.istio.io"}, APIVersions: []string{"*"}, Resources: []string{"*"}},
 			}},
 			FailurePolicy:           new(admissionv1.Ignore), // until istiod says otherwise
+			TimeoutSeconds:          new(int32(30)),
 			SideEffects:             new(admissionv1.SideEffectClassNone),
 			AdmissionReviewVersions: []string{"v1"},
 		}},
@@ -133,11 +134,17 @@ func (w *workload) mountRoots(t *testing.T, ns string) {
 	})
 }
 
+// forgetTrust removes what the Signets of other tests have left: which anchors are trusted.
+func forgetTrust(t *testing.T) {
+	t.Helper()
+	state := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: rotation.TrustConfigMap}}
+	require.NoError(t, client.IgnoreNotFound(plane.Client().Delete(t.Context(), state)))
+}
+
 // TestR54_R59_RolloverOfTheRoot changes the mesh's root while Signet, istiod and an agent run. At no moment
 // does the agent's view of istiod, or the API server's view of istiod's webhook, break.
 func TestR54_R59_RolloverOfTheRoot(t *testing.T) {
-	state := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: rotation.TrustConfigMap}}
-	require.NoError(t, client.IgnoreNotFound(plane.Client().Delete(t.Context(), state)), "of other tests")
+	forgetTrust(t)
 	set(t, "signet-roots", "roots.pem", oldRoot)
 	// The API server reaches the webhook at localhost. Leaves are short, so that all takes a minute.
 	signet, err := replica.Start(t.Context(), plane, replica.Config{Namespace: namespace, Issuer: "istio-ca", Settings: map[string]any{

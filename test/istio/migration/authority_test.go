@@ -28,6 +28,8 @@ import (
 	"istio.io/istio/security/pkg/pki/ca"
 	caserver "istio.io/istio/security/pkg/server/ca"
 	"istio.io/istio/security/pkg/server/ca/authenticate/kubeauth"
+
+	"github.com/signet-ca/signet/test/controlplane"
 )
 
 // years is how long certificates of authorities last here.
@@ -101,6 +103,13 @@ func actAsIstiod(ctx context.Context, ns string) (*kubernetes.Clientset, error) 
 	err := errors.Join(
 		plane.ServiceAccount(ctx, ns, "istiod"),
 		plane.Apply(ctx, []byte(strings.ReplaceAll(istiodRights, "NAMESPACE", ns))))
+	if err == nil {
+		user := "system:serviceaccount:" + ns + ":istiod"
+		err = plane.AwaitAllowed(ctx,
+			controlplane.Access{User: user, Verb: "create", Group: "authentication.k8s.io", Resource: "tokenreviews"},
+			controlplane.Access{User: user, Verb: "update", Resource: "secrets", Namespace: ns},
+		)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ import (
 )
 
 // deadline bounds every wait.
-const deadline = 90 * time.Second
+const deadline = 3 * time.Minute
 
 // The addresses that agents are told, as caAddress.
 const (

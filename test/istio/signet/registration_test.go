@@ -67,6 +67,7 @@ func startRegistration(t *testing.T) *registration {
 	require.NoError(t, err)
 	require.NoError(t, plane.ServiceAccount(ctx, namespace, "istiod"))
 	require.NoError(t, plane.Apply(ctx, []byte(istiodRights)))
+	mayRegister(t, "istiod")
 	r := &registration{roots: x509.NewCertPool()}
 	require.True(t, r.roots.AppendCertsFromPEM(append(first, second...)))
 	r.Replica, err = replica.Start(ctx, plane, replica.Config{
@@ -83,6 +84,16 @@ func startRegistration(t *testing.T) *registration {
 	r.istiod, err = kubernetes.NewForConfig(config)
 	require.NoError(t, err)
 	return r
+}
+
+// mayRegister waits until the API server knows that an account has istiodRights.
+func mayRegister(t *testing.T, account string) {
+	t.Helper()
+	user := "system:serviceaccount:" + namespace + ":" + account
+	require.NoError(t, plane.AwaitAllowed(t.Context(),
+		controlplane.Access{User: user, Verb: "create", Group: "certificates.k8s.io", Resource: "certificatesigningrequests"},
+		controlplane.Access{User: user, Verb: "approve", Group: "certificates.k8s.io", Resource: "signers", Name: "signet.dev/*"},
+	))
 }
 
 // TestRegistration: Istio's own registration authority gets from Signet what it takes for good; a request that is not
@@ -157,6 +168,7 @@ func (r *registration) refuses(t *testing.T) {
 	config, err := plane.As(t.Context(), namespace, "default")
 	require.NoError(t, err)
 	require.NoError(t, plane.Apply(t.Context(), []byte(strings.NewReplacer("istiod-registration", "others-registration", "name: istiod,", "name: default,").Replace(istiodRights))))
+	mayRegister(t, "default")
 	other, err := kubernetes.NewForConfig(config)
 	require.NoError(t, err)
 	id := spiffeid.RequireFromString("spiffe://cluster.local/ns/shop/sa/cart")
@@ -224,7 +236,7 @@ func submit(t *testing.T, c *kubernetes.Clientset, signer, csr string, seconds i
 // await waits until a request is as done says.
 func await(t *testing.T, c *kubernetes.Clientset, request *certificatesv1.CertificateSigningRequest, done func(*certificatesv1.CertificateSigningRequest) bool) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for {
 		is, err := c.CertificatesV1().CertificateSigningRequests().Get(ctx, request.Name, metav1.GetOptions{})

@@ -24,7 +24,11 @@ import (
 	"github.com/signet-ca/signet/test/replica"
 )
 
-const namespace = "istio-system"
+const (
+	namespace = "istio-system"
+	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
+	patience = 3 * time.Minute
+)
 
 var (
 	plane  *controlplane.Plane
@@ -123,6 +127,7 @@ func TestR46_CitadelClientIsRefusedForGood(t *testing.T) {
 	before := refusals(t)
 	_, err = client.CSRSign(csr, 3600)
 	require.ErrorContains(t, err, "code = "+codes.PermissionDenied.String()) // the client keeps only the text
+	require.Eventually(t, func() bool { return refusals(t) > before }, patience, 20*time.Millisecond)
 	assert.Equal(t, before+1, refusals(t), "the client must not try again")
 }
 
@@ -137,12 +142,12 @@ func refusals(t *testing.T) float64 {
 func TestR44_SDSServesAndRotates(t *testing.T) {
 	ns, token := workload(t)
 	cfg := config(t, ns, token)
-	cfg.TTL = 8 * time.Second
+	cfg.TTL = 16 * time.Second
 	t.Chdir(t.TempDir()) // the socket's path is relative
 	sds, err := istioclient.StartSDS(cfg)
 	require.NoError(t, err)
 	defer sds.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	anchors, err := sds.Subscribe(ctx, istioclient.Anchors)
 	require.NoError(t, err)
@@ -172,24 +177,34 @@ func TestR21_R37_PilotAgentRotates(t *testing.T) {
 			_, port, _ := strings.Cut(signet.CSR(), ":")
 			id := spiffeid.RequireFromString("spiffe://cluster.local/ns/" + ns + "/sa/app")
 			agent, err := meshclient.StartAgent(t.Context(), meshclient.AgentConfig{
-				Address: "localhost:" + port, Roots: root, Token: token, ID: id, Key: kind, TTL: 10 * time.Second,
+				Address: "localhost:" + port, Roots: root, Token: token, ID: id, Key: kind, TTL: 20 * time.Second,
 			})
 			require.NoError(t, err)
 			defer func() { assert.NoError(t, agent.Stop()) }()
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			require.NoError(t, agent.WaitRotations(ctx, 0))
-			first, err := agent.Certificate()
-			require.NoError(t, err)
+			first := held(t, agent)
 			require.NoError(t, agent.WaitRotations(ctx, 2))
-			last, err := agent.Certificate()
-			require.NoError(t, err)
+			last := held(t, agent)
 			assert.NotEqual(t, first.Leaf.SerialNumber, last.Leaf.SerialNumber)
 			assert.True(t, last.Leaf.NotAfter.After(first.Leaf.NotAfter))
 			assert.Equal(t, id.String(), last.Leaf.URIs[0].String())
 			assert.Len(t, last.Chain, 3, "leaf, intermediate, root")
 		})
 	}
+}
+
+// held is what an agent has in its files. It writes the last of them a moment after the certificate is seen.
+func held(t *testing.T, agent *meshclient.Agent) *meshclient.Certificate {
+	t.Helper()
+	var c *meshclient.Certificate
+	require.Eventually(t, func() (written bool) {
+		read, err := agent.Certificate()
+		c = read
+		return err == nil
+	}, patience, 20*time.Millisecond)
+	return c
 }
 
 func parse(t *testing.T, text string) *x509.Certificate {

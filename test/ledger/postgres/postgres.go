@@ -1,5 +1,6 @@
-// Package postgres runs a real PostgreSQL as a process, on a free port, with its data in a temporary
-// directory that is gone when it is stopped.
+// Package postgres runs a real PostgreSQL as a process, with its data in a temporary directory that is
+// gone when it is stopped. It listens on a socket in that directory alone, as nobody else can have that
+// while it is down.
 //
 //	server, err := postgres.Start(ctx)
 //	defer server.Stop()
@@ -15,7 +16,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -33,13 +34,12 @@ import (
 // Server is a running PostgreSQL. Safe for concurrent use but for Stop and Restart.
 type Server struct {
 	dir, bin string
-	port     int
 	owner    *user.User // who runs it; nil for ourselves
 	proc     *process.Process
 }
 
 // Start makes a cluster and starts it. The error holds the end of the log where it doesn't answer within
-// a minute.
+// three minutes.
 func Start(ctx context.Context) (*Server, error) {
 	bin, err := find()
 	if err != nil {
@@ -80,7 +80,7 @@ func find() (string, error) {
 	return filepath.Dir(slices.MaxFunc(found, func(a, b string) int { return version(a) - version(b) })), nil
 }
 
-// prepare makes the cluster: trusting whoever reaches the loopback address, which is the test alone.
+// prepare makes the cluster: trusting whoever reaches its socket, which is the test alone.
 func (s *Server) prepare(ctx context.Context) error {
 	if os.Geteuid() == 0 {
 		for _, name := range []string{"postgres", "nobody"} {
@@ -121,26 +121,19 @@ func (s *Server) command(ctx context.Context, name string, args ...string) *exec
 	return command
 }
 
+// port is only a part of the socket's name.
+const port = "5432"
+
 // start runs the server and waits until it answers.
 func (s *Server) start(ctx context.Context) error {
-	if s.port == 0 {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		s.port = listener.Addr().(*net.TCPAddr).Port
-		if err := listener.Close(); err != nil {
-			return err
-		}
-	}
-	command := s.command(context.WithoutCancel(ctx), "postgres", "-D", filepath.Join(s.dir, "data"), "-p", strconv.Itoa(s.port),
-		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+s.dir, "-c", "max_connections=60", "-c", "log_min_messages=warning")
+	command := s.command(context.WithoutCancel(ctx), "postgres", "-D", filepath.Join(s.dir, "data"), "-p", port,
+		"-c", "listen_addresses=", "-c", "unix_socket_directories="+s.dir, "-c", "max_connections=60", "-c", "log_min_messages=warning")
 	log := filepath.Join(s.dir, "log")
 	var err error
 	if s.proc, err = process.Start(command, log); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	for {
 		err := s.exec(ctx, "SELECT 1")
@@ -175,7 +168,7 @@ func (s *Server) execIn(ctx context.Context, database, statement string) (err er
 
 // DSN is that of a database.
 func (s *Server) DSN(database string) string {
-	return fmt.Sprintf("postgres://signet@127.0.0.1:%d/%s?sslmode=disable", s.port, database)
+	return fmt.Sprintf("postgres://signet@/%s?host=%s&port=%s&sslmode=disable", database, url.QueryEscape(s.dir), port)
 }
 
 // Database makes an empty database and returns its DSN. name is lower-case letters and digits.
@@ -194,7 +187,7 @@ func (s *Server) Analyze(ctx context.Context, database string) error {
 // Down stops the server at once, as an outage does; what was committed stays.
 func (s *Server) Down() error { return s.halt() }
 
-// Up starts it again, on the same port.
+// Up starts it again, at the same place.
 func (s *Server) Up(ctx context.Context) error { return s.start(ctx) }
 
 // halt ends the server without waiting for its clients (SIGINT: fast shutdown).
@@ -206,7 +199,7 @@ func (s *Server) halt() error {
 	select {
 	case <-s.proc.Done():
 		return nil
-	case <-time.After(30 * time.Second):
+	case <-time.After(3 * time.Minute):
 		s.proc.Kill()
 		return errors.New("postgres had to be killed")
 	}

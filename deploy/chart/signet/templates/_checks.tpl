@@ -118,6 +118,11 @@ starts. All that is found is told at once.
 {{- if and .enabled (has "Deny" .actions) (has "Warn" .actions) -}}
 {{- $p = append $p "admissionPolicy.actions has both Deny and Warn, which the API server refuses: leave Warn out" -}}
 {{- end -}}
+{{- range .issuers -}}
+{{- if and .namespace (eq (.kind | default "Issuer") "ClusterIssuer") (eq (.group | default "cert-manager.io") "cert-manager.io") -}}
+{{- $p = append $p (printf "admissionPolicy.issuers: ClusterIssuer %s has the namespace %s, but is in none: leave namespace out, or write kind: Issuer" .name .namespace) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- $service := .Values.service -}}

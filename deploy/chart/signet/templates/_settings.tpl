@@ -119,7 +119,6 @@ The defaults are those of the Go types; a test holds them together.
   "remoteClusters" ($remote.namespace | default "")
   "api" $apiOn
   "probes" (and $apiOn (not $probes.disabled))
-  "probeNetworks" ($probes.networks | default list)
   "gateways" $gatewaysOn
   "gatewayCertificates" (and $gatewaysOn (not $gateways.withoutCertificates))
   "gatewaySecrets" (ternary ($gateways.readSecrets | default list) list $gatewaysOn | uniq)
