@@ -30,7 +30,8 @@ type ServiceQuery struct {
 	Problems  bool   // only those with problems
 }
 
-// CertificateQuery selects certificates. Zero values select all.
+// CertificateQuery selects certificates. Zero values select all. None that is live has expired: State Expired without a
+// Standing, or with Live, selects those that have ended and whose holders should have renewed them.
 type CertificateQuery struct {
 	Page
 	Visible

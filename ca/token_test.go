@@ -2,6 +2,7 @@ package ca
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -133,6 +134,35 @@ func TestRejectedTokensAreRemembered(t *testing.T) {
 	assert.NotEqual(t, r.key("a.b.c"), r.key("a.b.d"))
 	other := newTestReviewer(Config{Token: TokenConfig{Audiences: []string{"mesh"}}})
 	assert.NotEqual(t, r.key("a.b.c"), other.key("a.b.c"), "an answer is for its audiences")
+}
+
+// TestAnswersAreKept: for as long as the configuration says a token isn't reviewed again, and then it is.
+func TestAnswersAreKept(t *testing.T) {
+	for name, row := range map[string]struct {
+		status *authenticationv1.TokenReviewStatus
+		keep   time.Duration
+	}{
+		"accepted": {goodStatus(), 7 * time.Second},
+		"rejected": {&authenticationv1.TokenReviewStatus{}, 3 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				asked := 0
+				r := NewReviewer(Config{
+					TrustDomain: spiffeid.RequireTrustDomainFromString("cluster.local"),
+					Token:       TokenConfig{CacheAccepted: setting.DurationOf(7 * time.Second), CacheRejected: setting.DurationOf(3 * time.Second)},
+				}, reviewing{status: *row.status, asked: func() { asked++ }}, prometheus.NewRegistry())
+				for reviews := 1; reviews <= 3; reviews++ {
+					for range 4 { // being asked doesn't make it stay longer
+						_, err := r.Authenticate(t.Context(), Credentials{Token: "a.e30.c"})
+						assert.Equal(t, row.status.Authenticated, err == nil, "%v", err)
+						assert.Equal(t, reviews, asked)
+						time.Sleep(row.keep / 3)
+					}
+				}
+			})
+		})
+	}
 }
 
 func TestTokenConfigDefaults(t *testing.T) {

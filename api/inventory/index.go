@@ -82,7 +82,7 @@ type account struct {
 	pods     []*pod
 	leaves   []*leaf
 	unheld   map[*leaf]struct{} // those of the leaves whose holder isn't known
-	machines *ordered[*leaf]    // those of the leaves whose holder is an address, the latest first; nil where there were none
+	machines *ordered[*leaf]    // those of the leaves that are a machine's, the latest first; nil where there were none
 }
 
 // place is where pods of an account run, which have one leaf of their node's proxy.
@@ -459,7 +459,7 @@ func (x *index) setLeaf(l *leaf, of name, now time.Time) (changed bool, dropped 
 		}
 		a.unheld[l] = struct{}{}
 	}
-	if l.kind == byAddress {
+	if x.isMachines(l) {
 		if a.machines == nil {
 			a.machines = &ordered[*leaf]{compare: compareLatest}
 		}
@@ -524,7 +524,7 @@ func (x *index) removeLeaf(key leafKey, l *leaf, last bool) {
 	a.leaves[end] = nil
 	a.leaves = a.leaves[:end]
 	delete(a.unheld, l)
-	if l.kind == byAddress {
+	if x.isMachines(l) {
 		a.machines.remove(l)
 	}
 	delete(x.leaves, key)
@@ -602,10 +602,13 @@ func (x *index) inUse(l *leaf, now time.Time) bool {
 	return x.holderExists(l, now) && !x.moved(l, now)
 }
 
+// isMachines says whether l is a machine's: whoever asked from an address, in our own cluster.
+func (x *index) isMachines(l *leaf) bool { return l.kind == byAddress && !x.elsewhere(l) }
+
 // moved says whether a leaf should have been renewed from its address, and its account has a later one from another: a
 // machine's address changes, and several may share one.
 func (x *index) moved(l *leaf, now time.Time) bool {
-	if l.kind != byAddress || l.account.machines == nil || l.validity().state(now) != api.Overdue {
+	if !x.isMachines(l) || l.validity().state(now) != api.Overdue {
 		return false
 	}
 	for other := range l.account.machines.from(func(*leaf) bool { return false }) {

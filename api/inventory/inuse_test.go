@@ -224,6 +224,30 @@ func TestOtherClustersArentCounted(t *testing.T) {
 	})
 }
 
+// TestMachinesOfOtherClusters: one there tells nothing of one here that has the same account by name, nor the other way round.
+func TestMachinesOfOtherClusters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.tell("serviceaccounts", metadata("shop", "vm", nil))
+		vm := podLike("shop", "vm", "vm", 1)
+		west := func(c *api.Certificate) { c.Holder.Cluster = "west" }
+		early := r.issue(vm, from("192.0.2.6"), west)
+		time.Sleep(time.Minute)
+		here := r.issue(vm, from("192.0.2.7"))
+		time.Sleep(time.Minute)
+		late := r.issue(vm, from("192.0.2.8"), west)
+		time.Sleep(35 * time.Minute)
+		r.states(0, 0, 1, 0)
+		for _, c := range []api.Certificate{early, here, late} {
+			r.stands(c, api.Live)
+		}
+		time.Sleep(time.Hour)
+		r.look(time.Now())
+		leaves, _, _ := r.index.sizes()
+		assert.Zero(t, leaves)
+	})
+}
+
 // TestWhatHasExpiredInUse: the list has what the metric counts.
 func TestWhatHasExpiredInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -298,24 +298,15 @@ func (p *shipper) send(ctx context.Context, rows []*row, counts []Refusal, throu
 		}
 		return nil
 	}
-	tx, err := p.db.BeginTx(ctx, nil)
+	tx, err := p.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("reach the shared ledger: %w", err)
+		return err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, ignoreDone(tx.Rollback()))
 		}
 	}()
-	// A connection that is lost in the middle must not hold the lock for ever.
-	timeout := fmt.Sprint(shipTimeout.Milliseconds())
-	_, err = tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true)`, timeout)
-	if err != nil {
-		return fmt.Errorf("begin to ship: %w", err)
-	}
-	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, sequenceLock); err != nil {
-		return fmt.Errorf("wait for other replicas that ship: %w", err)
-	}
 	if err := insertShared(ctx, p.db, tx, rows); err != nil {
 		return err
 	}
@@ -338,6 +329,24 @@ func (p *shipper) send(ctx context.Context, rows []*row, counts []Refusal, throu
 	}
 	p.sent = said
 	return nil
+}
+
+// begin begins a transaction of the only replica that ships now. It ends by itself where the connection is lost in the
+// middle, so that the lock isn't held for ever.
+func (p *shipper) begin(ctx context.Context) (*sql.Tx, error) {
+	tx, err := p.db.BeginTx(ctx, nil)
+	if err != nil {
+		return nil, fmt.Errorf("reach the shared ledger: %w", err)
+	}
+	timeout := fmt.Sprint(shipTimeout.Milliseconds())
+	_, err = tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('statement_timeout', $1, true), set_config('lock_timeout', $1, true)`, timeout)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("begin to ship: %w", err), ignoreDone(tx.Rollback()))
+	}
+	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, sequenceLock); err != nil {
+		return nil, errors.Join(fmt.Errorf("wait for other replicas that ship: %w", err), ignoreDone(tx.Rollback()))
+	}
+	return tx, nil
 }
 
 // sendWithout finds the records that the shared view refuses for what they hold, and goes on without
@@ -402,9 +411,9 @@ func sift(rows []*row, try func([]*row) error) (good []*row, bad []refusedRow, e
 
 // attempt looks whether the shared view would take rows.
 func (p *shipper) attempt(ctx context.Context, rows []*row) error {
-	tx, err := p.db.BeginTx(ctx, nil)
+	tx, err := p.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("reach the shared ledger: %w", err)
+		return err
 	}
 	return errors.Join(insertShared(ctx, p.db, tx, rows), ignoreDone(tx.Rollback()))
 }

@@ -18,7 +18,6 @@ import (
 	"testing"
 
 	"github.com/go-logr/logr"
-	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -29,6 +28,7 @@ import (
 
 	"github.com/signet-ca/signet/test/chart"
 	"github.com/signet-ca/signet/test/controlplane"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -221,13 +221,10 @@ func usable(ctx context.Context, name, user string) error {
 	policy.SetAPIVersion("policy.cert-manager.io/v1alpha1")
 	policy.SetKind("CertificateRequestPolicy")
 	last := errors.New("never looked")
-	err := wait.PollUntilContextTimeout(ctx, glance, patience, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, patiently.Glance, patiently.Timeout, true, func(ctx context.Context) (bool, error) {
 		err := plane.Client().Get(ctx, client.ObjectKey{Name: name}, policy)
 		if err == nil && !ready(policy) {
 			err = errors.New("it isn't Ready")
-		}
-		if err == nil {
-			err = mayUse(ctx, name, user)
 		}
 		if ctx.Err() == nil {
 			last = err
@@ -237,7 +234,9 @@ func usable(ctx context.Context, name, user string) error {
 	if err != nil {
 		return fmt.Errorf("wait for CertificateRequestPolicy %s: %w: %w; the end of approver-policy's log:\n%s", name, err, last, plane.ApproverPolicy().LogTail(20))
 	}
-	return nil
+	return plane.AwaitAllowed(ctx, controlplane.Access{
+		User: user, Verb: "use", Group: "policy.cert-manager.io", Resource: "certificaterequestpolicies", Name: name, Namespace: system,
+	})
 }
 
 // ready says whether an object has condition Ready.
@@ -249,18 +248,4 @@ func ready(object *unstructured.Unstructured) bool {
 	}
 	err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, &status)
 	return err == nil && meta.IsStatusConditionTrue(status.Status.Conditions, "Ready")
-}
-
-// mayUse is an error unless user may use a policy in the mesh's namespace.
-func mayUse(ctx context.Context, name, user string) error {
-	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{User: user, ResourceAttributes: &authorizationv1.ResourceAttributes{
-		Group: "policy.cert-manager.io", Resource: "certificaterequestpolicies", Name: name, Namespace: system, Verb: "use",
-	}}}
-	if err := plane.Client().Create(ctx, review); err != nil {
-		return err
-	}
-	if !review.Status.Allowed {
-		return fmt.Errorf("%s may not use it", user)
-	}
-	return nil
 }

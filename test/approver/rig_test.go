@@ -24,42 +24,11 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
-const (
-	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 90 * time.Second
-	glance   = 20 * time.Millisecond
-
-	day = 24 * time.Hour
-)
-
-// errFinal says that what was looked at won't be otherwise later.
-var errFinal = errors.New("it is decided")
-
-// eventually asks until look is satisfied, and fails with its last answer.
-func eventually(t *testing.T, what string, look func(ctx context.Context) error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	var last error
-	for {
-		err := look(ctx)
-		if err == nil {
-			return
-		}
-		require.NotErrorIs(t, err, errFinal, what)
-		if ctx.Err() == nil || last == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			require.NoError(t, last, what)
-		case <-time.After(glance):
-		}
-	}
-}
+const day = 24 * time.Hour
 
 // as is a client with no other rights than those of a service account.
 func as(t *testing.T, namespace, account string) client.Client {
@@ -98,7 +67,7 @@ func sidecar(t *testing.T, lifetime time.Duration) (spiffeid.ID, crypto.Signer, 
 
 func create(t *testing.T, c *meshclient.Client, ask meshclient.Ask) ([]string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	return c.Create(ctx, ask)
 }
@@ -118,15 +87,17 @@ func refused(t *testing.T, r *replica.Replica, ask meshclient.Ask, id spiffeid.I
 	assert.Equal(t, text, status.Convert(err).Message())
 	assert.Equal(t, before+1, counted(), "reason %s", reason)
 	var found string
-	eventually(t, "the refusal is logged", func(context.Context) error {
+	patiently.Until(t, "the refusal is logged", func(context.Context) error {
 		log, err := r.Log()
 		for line := range strings.Lines(log) {
 			if strings.Contains(line, id.String()) && strings.Contains(line, `"reason":"`+reason+`"`) {
-				found = line
-				return err
+				found = line // the last one
 			}
 		}
-		return errors.Join(err, errors.New("no line of it"))
+		if found == "" {
+			err = errors.Join(err, errors.New("no line of it"))
+		}
+		return err
 	})
 	return found
 }
@@ -145,7 +116,7 @@ func condition(cr *cmapi.CertificateRequest, name cmapi.CertificateRequestCondit
 func approved(cr *cmapi.CertificateRequest, policy string) error {
 	switch c := condition(cr, cmapi.CertificateRequestConditionApproved); {
 	case condition(cr, cmapi.CertificateRequestConditionDenied) != nil:
-		return fmt.Errorf("%w: CertificateRequest %s is denied: %+v", errFinal, cr.Name, cr.Status.Conditions)
+		return fmt.Errorf("%w: CertificateRequest %s is denied: %+v", patiently.ErrFinal, cr.Name, cr.Status.Conditions)
 	case c == nil:
 		return fmt.Errorf("CertificateRequest %s isn't approved: %+v", cr.Name, cr.Status.Conditions)
 	case c.Status != cmmeta.ConditionTrue || c.Reason != "policy.cert-manager.io" || c.Message != fmt.Sprintf("Approved by CertificateRequestPolicy: %q", policy):
@@ -160,11 +131,11 @@ func approved(cr *cmapi.CertificateRequest, policy string) error {
 func denied(cr *cmapi.CertificateRequest, why string) error {
 	switch c := condition(cr, cmapi.CertificateRequestConditionDenied); {
 	case condition(cr, cmapi.CertificateRequestConditionApproved) != nil:
-		return fmt.Errorf("%w: CertificateRequest %s is approved: %+v", errFinal, cr.Name, cr.Status.Conditions)
+		return fmt.Errorf("%w: CertificateRequest %s is approved: %+v", patiently.ErrFinal, cr.Name, cr.Status.Conditions)
 	case c == nil:
 		return fmt.Errorf("CertificateRequest %s isn't denied: %+v", cr.Name, cr.Status.Conditions)
 	case c.Status != cmmeta.ConditionTrue || c.Reason != "policy.cert-manager.io" || !strings.Contains(c.Message, why):
-		return fmt.Errorf("%w: CertificateRequest %s is denied otherwise: %+v", errFinal, cr.Name, c)
+		return fmt.Errorf("%w: CertificateRequest %s is denied otherwise: %+v", patiently.ErrFinal, cr.Name, c)
 	}
 	if c := condition(cr, cmapi.CertificateRequestConditionReady); c == nil || c.Reason != cmapi.CertificateRequestReasonDenied || len(cr.Status.Certificate) > 0 {
 		return fmt.Errorf("cert-manager doesn't know that CertificateRequest %s is denied: %+v", cr.Name, cr.Status.Conditions)
@@ -176,7 +147,7 @@ func denied(cr *cmapi.CertificateRequest, why string) error {
 // it: it is neither approved nor denied.
 func ignored(ctx context.Context, cr *cmapi.CertificateRequest) error {
 	if len(cr.Status.Conditions) > 0 || len(cr.Status.Certificate) > 0 {
-		return fmt.Errorf("%w: CertificateRequest %s has conditions: %+v", errFinal, cr.Name, cr.Status.Conditions)
+		return fmt.Errorf("%w: CertificateRequest %s has conditions: %+v", patiently.ErrFinal, cr.Name, cr.Status.Conditions)
 	}
 	var events eventsv1.EventList
 	if err := plane.Client().List(ctx, &events, client.InNamespace(cr.Namespace)); err != nil {
@@ -193,7 +164,7 @@ func ignored(ctx context.Context, cr *cmapi.CertificateRequest) error {
 // follow looks at an object until it is as wanted.
 func follow(t *testing.T, cr *cmapi.CertificateRequest, want func(context.Context, *cmapi.CertificateRequest) error) {
 	t.Helper()
-	eventually(t, "CertificateRequest", func(ctx context.Context) error {
+	patiently.Until(t, "CertificateRequest", func(ctx context.Context) error {
 		if err := plane.Client().Get(ctx, client.ObjectKeyFromObject(cr), cr); err != nil {
 			return err
 		}
@@ -231,7 +202,7 @@ func (b byHand) make(t *testing.T) *cmapi.CertificateRequest {
 		cr.Spec.Duration = &metav1.Duration{Duration: b.lifetime}
 	}
 	maker := as(t, system, b.account)
-	eventually(t, "its maker may", func(ctx context.Context) error { return maker.Create(ctx, cr) })
+	patiently.Until(t, "its maker may", func(ctx context.Context) error { return maker.Create(ctx, cr) })
 	return cr
 }
 

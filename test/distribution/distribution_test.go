@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 func TestR51_EveryNamespace(t *testing.T) {
@@ -36,7 +37,7 @@ func TestR51_EveryNamespace(t *testing.T) {
 		assert.Nil(t, read(t, ns, roots), "in namespace %s", ns)
 	}
 	assert.Equal(t, map[string]string{rootKey: doc.Data}, read(t, other, roots).Data)
-	eventually(t, func() bool { return r.inState(t, "skipped") >= 2 }, "both are known, and left alone") // the API server makes them when it has started
+	patiently.Holds(t, func() bool { return r.inState(t, "skipped") >= 2 }, "both are known, and left alone") // the API server makes them when it has started
 	assert.Equal(t, issuer.BundleProgress{State: issuer.BundleOff}, p.ClusterTrustBundle)
 	assert.Empty(t, p.Trouble)
 }
@@ -66,7 +67,7 @@ func TestR51_NewNamespace(t *testing.T) {
 	t.Logf("from a namespace's creation to its ConfigMap: median %s, longest %s", took[len(took)/2], took[len(took)-1])
 	r.awaitWhole(t, doc)
 	// The last write is counted after it has been seen.
-	eventually(t, func() bool { return r.writes(t, "") == r.writes(t, "ok") }, "that all writes went well")
+	patiently.Holds(t, func() bool { return r.writes(t, "") == r.writes(t, "ok") }, "that all writes went well")
 	assert.Zero(t, r.inState(t, "pending")+r.inState(t, "failing"))
 	assert.Zero(t, r.metric(t, "distribution_incomplete_since_timestamp_seconds", nil))
 	assert.Equal(t, float64(r.Progress().Documents[0].Carrying), r.inState(t, "carrying"))
@@ -96,7 +97,7 @@ func TestR52_Drift(t *testing.T) {
 		for range 2 {
 			uid := read(t, ns, roots).UID
 			remove(t, ns, roots)
-			eventually(t, func() bool { cm := read(t, ns, roots); return cm != nil && cm.UID != uid }, "another ConfigMap in %s", ns)
+			patiently.Holds(t, func() bool { cm := read(t, ns, roots); return cm != nil && cm.UID != uid }, "another ConfigMap in %s", ns)
 			awaitCarried(t, doc, ns)
 		}
 	})
@@ -113,7 +114,7 @@ func TestR52_Drift(t *testing.T) {
 		assert.Equal(t, "yes", cm.Labels["mine"])
 	})
 	r.awaitWhole(t, doc)
-	eventually(t, func() bool { return r.writes(t, "") == r.writes(t, "ok") }, "that all writes went well")
+	patiently.Holds(t, func() bool { return r.writes(t, "") == r.writes(t, "ok") }, "that all writes went well")
 }
 
 // fight changes the document back whenever it is written, until it is told to stop; it counts.
@@ -196,7 +197,7 @@ func TestR52_SecondWriter(t *testing.T) {
 	awaitCarried(t, doc, fought, quiet)
 	rounds, stop := fight(t, fought, "other-ca")
 
-	eventually(t, func() bool { return rounds.Load() >= 7 }, "seven rounds of the fight")
+	patiently.Holds(t, func() bool { return rounds.Load() >= 7 }, "seven rounds of the fight")
 	times.pauses(t, 7)
 
 	event := awaitEvent(t, fought, roots, "SecondWriter")
@@ -273,7 +274,7 @@ metadata: {name: changes-roots}
 spec: {policyName: changes-roots}
 `)))
 	probe := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "probe"}}
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		require.NoError(t, client.IgnoreNotFound(plane.Client().Delete(t.Context(), probe.DeepCopy())))
 		made := probe.DeepCopy()
 		require.NoError(t, plane.Client().Create(t.Context(), made))
@@ -283,7 +284,7 @@ spec: {policyName: changes-roots}
 	assert.Contains(t, awaitEvent(t, ns, roots, "SecondWriter").Note, "admission webhook")
 	p := r.await(t, func(p issuer.Progress) bool { return len(p.Documents[0].Without) == 1 })
 	assert.False(t, p.Carried(doc))
-	eventually(t, func() bool { return r.writes(t, "ok") >= 6 }, "some writes")
+	patiently.Holds(t, func() bool { return r.writes(t, "ok") >= 6 }, "some writes")
 	times.pauses(t, 6)
 }
 
@@ -300,7 +301,7 @@ func TestR52_Terminating(t *testing.T) {
 	r.settle(t, doc)
 	r.awaitWhole(t, doc)
 	assert.Nil(t, read(t, ns, roots), "nothing is written to a namespace that is being deleted")
-	eventually(t, func() bool { return r.writes(t, "") == r.writes(t, "ok") }, "that none was tried in vain")
+	patiently.Holds(t, func() bool { return r.writes(t, "") == r.writes(t, "ok") }, "that none was tried in vain")
 	assert.GreaterOrEqual(t, r.inState(t, "skipped"), 1.0)
 
 	// Gone, and there again: another namespace of the same name.
@@ -321,7 +322,7 @@ func finalize(t *testing.T, name string) {
 	ns.Spec.Finalizers = nil
 	_, err = clients.CoreV1().Namespaces().Finalize(t.Context(), ns, metav1.UpdateOptions{})
 	require.NoError(t, err)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		_, err := clients.CoreV1().Namespaces().Get(t.Context(), name, metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
 	}, "the end of namespace %s", name)
@@ -356,10 +357,10 @@ func TestR52_NotFoundAndTerminatingAtTheWrite(t *testing.T) {
 
 	ending.Store("any", true)
 	r.namespace(t)
-	eventually(t, func() bool { return r.writes(t, "terminating") >= 1 }, "a write to a namespace that is being deleted")
+	patiently.Holds(t, func() bool { return r.writes(t, "terminating") >= 1 }, "a write to a namespace that is being deleted")
 	ended.Store("any", true)
 	r.namespace(t)
-	eventually(t, func() bool { return r.writes(t, "not_found") >= 1 }, "a write to a namespace that is gone")
+	patiently.Holds(t, func() bool { return r.writes(t, "not_found") >= 1 }, "a write to a namespace that is gone")
 	r.awaitWhole(t, doc)
 	r.settle(t, doc)
 	r.awaitWhole(t, doc)
@@ -392,7 +393,7 @@ kind: ValidatingAdmissionPolicyBinding
 metadata: {name: no-configmaps}
 spec: {policyName: no-configmaps, validationActions: [Deny]}
 `)))
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		err := plane.Client().Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: closed, GenerateName: "probe-"}})
 		return err != nil
 	}, "the policy in force")
@@ -449,7 +450,7 @@ func TestRightsAreNarrow(t *testing.T) {
 	require.NoError(t, err)
 	ns := plane.NewNamespace(t, "narrow")
 	named := metav1.ListOptions{FieldSelector: "metadata.name=" + roots}
-	eventually(t, func() bool { _, err := clients.CoreV1().ConfigMaps("").List(t.Context(), named); return err == nil }, "the rights in force")
+	patiently.Holds(t, func() bool { _, err := clients.CoreV1().ConfigMaps("").List(t.Context(), named); return err == nil }, "the rights in force")
 	for name, try := range map[string]func() error{
 		"list all": func() error {
 			_, err := clients.CoreV1().ConfigMaps("").List(t.Context(), metav1.ListOptions{})
@@ -532,7 +533,7 @@ func TestDocumentsChange(t *testing.T) {
 	assert.False(t, p.Carried(first))
 	assert.Equal(t, second.Hash(), p.Documents[1].Hash)
 	// The last write is counted after it has been seen.
-	eventually(t, func() bool { return r.writes(t, "ok") >= 60 }, "all writes")
+	patiently.Holds(t, func() bool { return r.writes(t, "ok") >= 60 }, "all writes")
 	assert.Equal(t, 60.0, r.writes(t, "ok"), "each is written once")
 
 	// One that is no longer named is left as it is.
@@ -647,7 +648,7 @@ func TestLeaderChange(t *testing.T) {
 	second.awaitWhole(t, doc)
 	awaitCarried(t, doc, all...)
 	// The last write is counted after it has been seen.
-	eventually(t, func() bool { return second.writes(t, "") >= 3 }, "all writes")
+	patiently.Holds(t, func() bool { return second.writes(t, "") >= 3 }, "all writes")
 	assert.Equal(t, 3.0, second.writes(t, ""), "only what is wrong is written")
 
 	// The old one comes back beside the new one, with the same documents: nobody has anything to do.
@@ -672,7 +673,7 @@ func TestOutage(t *testing.T) {
 		t.Cleanup(started)
 		newer := certificates("outage, newer\n")
 		r.documents.set(newer)
-		eventually(t, func() bool { return r.writes(t, "unavailable") >= 16 }, "writes that fail")
+		patiently.Holds(t, func() bool { return r.writes(t, "unavailable") >= 16 }, "writes that fail")
 		p := r.Progress()
 		assert.False(t, p.Carried(newer))
 		assert.Equal(t, 0, p.Documents[0].Carrying)

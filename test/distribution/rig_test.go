@@ -3,7 +3,6 @@ package distribution
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"strings"
@@ -26,14 +25,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 const (
-	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 3 * time.Minute
-	// glance is the pause between two looks.
-	glance = 20 * time.Millisecond
-
 	roots   = "istio-ca-root-cert"
 	rootKey = "root-cert.pem"
 	crls    = "istio-ca-crl"
@@ -155,7 +150,7 @@ func start(t *testing.T, o options, list ...issuer.Document) *rig {
 		select {
 		case err := <-ended:
 			assert.NoError(t, err)
-		case <-time.After(patience):
+		case <-time.After(patiently.Timeout):
 			t.Error("the distributor has no end")
 		}
 		end()
@@ -255,7 +250,7 @@ func carries(t *testing.T, namespace string, d issuer.Document) bool {
 func awaitCarried(t *testing.T, d issuer.Document, namespaces ...string) {
 	t.Helper()
 	for _, ns := range namespaces {
-		eventually(t, func() bool { return carries(t, ns, d) }, "%s in namespace %s", d.ConfigMap, ns)
+		patiently.Holds(t, func() bool { return carries(t, ns, d) }, "%s in namespace %s", d.ConfigMap, ns)
 	}
 }
 
@@ -276,7 +271,7 @@ func (r *rig) awaitWhole(t *testing.T, list ...issuer.Document) {
 // await waits until what the distributor says is as wanted, and returns it. It doesn't poll.
 func (r *rig) await(t *testing.T, wanted func(issuer.Progress) bool) issuer.Progress {
 	t.Helper()
-	end := time.After(patience)
+	end := time.After(patiently.Timeout)
 	for {
 		p, changed := r.Watch()
 		if wanted(p) {
@@ -302,7 +297,7 @@ func (r *rig) awaitWithout(t *testing.T, namespace string) issuer.Without {
 // change changes a ConfigMap as another field manager.
 func change(t *testing.T, namespace, name, manager string, with func(*corev1.ConfigMap)) {
 	t.Helper()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		cm := read(t, namespace, name)
 		require.NotNil(t, cm)
 		with(cm)
@@ -324,7 +319,7 @@ func remove(t *testing.T, namespace, name string) {
 func awaitEvent(t *testing.T, namespace, name, reason string) eventsv1.Event {
 	t.Helper()
 	var found eventsv1.Event
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		var list eventsv1.EventList
 		require.NoError(t, plane.Client().List(t.Context(), &list, client.InNamespace(namespace)))
 		for _, e := range list.Items {
@@ -375,16 +370,6 @@ func (r *rig) writes(t *testing.T, result string) float64 {
 func (r *rig) inState(t *testing.T, state string) float64 {
 	t.Helper()
 	return r.metric(t, "distribution_namespaces", map[string]string{"state": state})
-}
-
-// eventually waits until what becomes true.
-func eventually(t *testing.T, what func() bool, format string, args ...any) {
-	t.Helper()
-	for end := time.Now().Add(patience); !what(); time.Sleep(glance) {
-		if time.Now().After(end) {
-			require.FailNow(t, "it never came", fmt.Sprintf(format, args...))
-		}
-	}
 }
 
 // settle waits until a marker has passed through the distributor: a namespace made after all that

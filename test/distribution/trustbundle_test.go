@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 const bundleName = "istio.io:istiod-ca:root-cert"
@@ -66,7 +67,7 @@ func removeBundle(t *testing.T) {
 
 func awaitBundle(t *testing.T, d issuer.Document) {
 	t.Helper()
-	eventually(t, func() bool { b := bundle(t); return b != nil && b.Spec.TrustBundle == d.Data }, "the ClusterTrustBundle")
+	patiently.Holds(t, func() bool { b := bundle(t); return b != nil && b.Spec.TrustBundle == d.Data }, "the ClusterTrustBundle")
 }
 
 func TestR53_ClusterTrustBundle(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -51,7 +52,7 @@ func TestR50_SurplusIsShed(t *testing.T) {
 	assert.Len(t, h.requests(t), 2, "what was shed made no CertificateRequest")
 
 	h.answer(t, abandoned.CSR, nil)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		return h.metric(t, "queue_slots_held", map[string]string{"queue": "sign"}) == 1
 	}, "the slot of an abandoned request isn't free when it has ended")
 	last := third.ask(t)
@@ -72,7 +73,7 @@ func TestR50_NamespacesTakeTurns(t *testing.T) {
 	c := h.dial(t)
 	waiting := func(n float64) {
 		t.Helper()
-		eventually(t, func() bool { return h.metric(t, "queue_waiting", map[string]string{"queue": "sign"}) == n }, "%v don't wait", n)
+		patiently.Holds(t, func() bool { return h.metric(t, "queue_waiting", map[string]string{"queue": "sign"}) == n }, "%v don't wait", n)
 	}
 	// A herd of two callers of one namespace, in front of one caller of another.
 	herd := h.caller(t)
@@ -97,7 +98,7 @@ func TestR50_NamespacesTakeTurns(t *testing.T) {
 	seen := make(map[string]bool)
 	for range all {
 		var next *cmapi.CertificateRequest
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			for _, cr := range h.requests(t) {
 				if !seen[cr.Name] {
 					next = &cr
@@ -135,7 +136,7 @@ func TestR50_BudgetsPerMinute(t *testing.T) {
 	refusals := 0
 	// spend asks until there is nothing left, and says how many certificates there were, and what was said then.
 	spend := func(caller *caller) (n int, said string) {
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			ask := caller.ask(t)
 			_, err := create(t, c, ask)
 			if err == nil {
@@ -221,7 +222,7 @@ func TestR46_R47_CodesFitTheNextMove(t *testing.T) {
 		}), codes.FailedPrecondition, 1},
 		{"caller's own deadline", func(t *testing.T, ask meshclient.Ask) outcome {
 			var o outcome
-			eventually(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
+			patiently.Holds(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
 				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 				defer cancel()
 				o = await(t, later(ctx, c, ask))
@@ -267,6 +268,6 @@ func TestSilentCallers(t *testing.T) {
 			})
 		}
 	}
-	eventually(t, func() bool { return s.metric(t, "queue_slots_held", map[string]string{"queue": "receive"}) >= 128 }, "all places are taken")
+	patiently.Holds(t, func() bool { return s.metric(t, "queue_slots_held", map[string]string{"queue": "receive"}) >= 128 }, "all places are taken")
 	issued(t, c, honest.ask(t))
 }

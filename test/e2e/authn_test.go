@@ -27,6 +27,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // structOf is the metadata of a request.
@@ -277,7 +278,7 @@ func twoTokens(t *testing.T, ns, sa string, revoke func(*corev1.ServiceAccount))
 	second, err := plane.Token(t.Context(), ns, sa, controlplane.TokenOptions{})
 	require.NoError(t, err)
 	revoke(&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: sa}})
-	eventually(t, func() bool { return !reviewed(t, first) }, "the API server goes on accepting a revoked token")
+	patiently.Holds(t, func() bool { return !reviewed(t, first) }, "the API server goes on accepting a revoked token")
 	return second
 }
 
@@ -291,7 +292,7 @@ func tokenOfDeletedPod(t *testing.T, caller *caller) string {
 	second, err := plane.Token(t.Context(), caller.ns, caller.sa, opts)
 	require.NoError(t, err)
 	require.NoError(t, plane.Client().Delete(t.Context(), pod))
-	eventually(t, func() bool { return !reviewed(t, first) }, "the API server goes on accepting the token of a deleted pod")
+	patiently.Holds(t, func() bool { return !reviewed(t, first) }, "the API server goes on accepting the token of a deleted pod")
 	return second
 }
 

@@ -25,6 +25,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -73,7 +74,7 @@ func (h held) dial(t *testing.T) *meshclient.Client {
 // isKnown waits until the certificate counts: Signet learns of a service account that was just made a moment later.
 func (h held) isKnown(t *testing.T, c *meshclient.Client) {
 	t.Helper()
-	eventually(t, func() bool { return code(t, c, h.withoutToken(t)) == codes.OK }, "the holder is known")
+	patiently.Holds(t, func() bool { return code(t, c, h.withoutToken(t)) == codes.OK }, "the holder is known")
 }
 
 func showing(cert *tls.Certificate) meshclient.Options {
@@ -169,7 +170,7 @@ func TestR9_AConnectionOutlivesNoCertificate(t *testing.T) {
 	vm.isKnown(t, c)
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: vm.ns, Name: vm.sa}}
 	require.NoError(t, plane.Client().Delete(t.Context(), account))
-	eventually(t, func() bool { return code(t, c, vm.withoutToken(t)) == codes.Unauthenticated }, "the certificate of an account that is gone is refused")
+	patiently.Holds(t, func() bool { return code(t, c, vm.withoutToken(t)) == codes.Unauthenticated }, "the certificate of an account that is gone is refused")
 	require.NoError(t, plane.ServiceAccount(t.Context(), vm.ns, vm.sa))
 	refused(t, c, vm.withoutToken(t), codes.Unauthenticated)
 }
@@ -186,7 +187,7 @@ func TestR20_CertificatesOfPodsEndWithThem(t *testing.T) {
 	c := h.dial(t)
 	h.isKnown(t, c)
 	require.NoError(t, plane.Client().Delete(t.Context(), pod))
-	eventually(t, func() bool { return code(t, c, h.withoutToken(t)) == codes.Unauthenticated }, "the certificate of a pod that is gone is refused")
+	patiently.Holds(t, func() bool { return code(t, c, h.withoutToken(t)) == codes.Unauthenticated }, "the certificate of a pod that is gone is refused")
 }
 
 // TestR57_RevokedClientCertificates: a certificate that the CRL in force revokes proves nothing.
@@ -210,7 +211,7 @@ func TestR57_RevokedClientCertificates(t *testing.T) {
 	c := vm.dial(t)
 	vm.isKnown(t, c)
 	writeCRL(t, lists, pair, vm.leaf.SerialNumber)
-	eventually(t, func() bool { return code(t, c, vm.withoutToken(t)) == codes.Unauthenticated }, "the revoked certificate is refused")
+	patiently.Holds(t, func() bool { return code(t, c, vm.withoutToken(t)) == codes.Unauthenticated }, "the revoked certificate is refused")
 	issued(t, spare.dial(t), spare.withoutToken(t))
 	issued(t, c, vm.ask(t)) // its token is good
 }
@@ -240,7 +241,7 @@ func TestVM_RenewsByCertificate(t *testing.T) {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, agent.Stop()) })
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	require.NoError(t, agent.WaitRotations(ctx, 0))
 	require.NoError(t, agent.SetToken(caller.expiring(t, time.Now().Add(-time.Hour))))

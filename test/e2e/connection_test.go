@@ -13,6 +13,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -27,7 +28,7 @@ func TestR5_ServingCertificateChainsToTheAnchors(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(r.Kill)
 	var body string
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		var code int
 		code, body, err = r.Readyz(t.Context())
 		return err == nil && code == 503 && strings.Contains(body, "[-] serving certificate") && strings.Contains(body, "doesn't lead to a trust anchor in force")
@@ -52,7 +53,7 @@ func TestR11_ConnectionsAreRenewed(t *testing.T) {
 	require.NoError(t, err)
 	defer c.Close()
 	caller := s.caller(t)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		issued(t, c, caller.ask(t))
 		return proxy.connections.Load() >= 4
 	}, "four connections of one client")

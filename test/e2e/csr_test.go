@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 func TestR29_KeysThatAreCertified(t *testing.T) {
@@ -283,7 +284,7 @@ func (rawBytes) Name() string                       { return "proto" }
 // the error.
 func (s *stack) send(t *testing.T, token string, message []byte) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), patience)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), patiently.Timeout)
 	defer cancel()
 	stream, err := s.conn(t).NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, createMethod, grpc.ForceCodec(rawBytes{}))
 	require.NoError(t, err)

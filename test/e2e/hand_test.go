@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/util/retry"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -239,7 +240,7 @@ func setCondition(status *cmapi.CertificateRequestStatus, kind cmapi.Certificate
 func (h *hand) request(t *testing.T, csr string) *cmapi.CertificateRequest {
 	t.Helper()
 	var found []cmapi.CertificateRequest
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		found = h.requestsFor(t, csr)
 		return len(found) > 0
 	}, "no CertificateRequest carries the request")

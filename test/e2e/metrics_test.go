@@ -17,6 +17,8 @@ import (
 	"github.com/prometheus/common/model"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // documented is one metric of docs/metrics.md.
@@ -45,7 +47,7 @@ func documentedMetrics(t *testing.T) map[string]documented {
 // exported are the metrics that a replica tells of now.
 func exported(t *testing.T, s *stack) map[string]*dto.MetricFamily {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, s.MetricsURL(), nil)
 	require.NoError(t, err)
@@ -69,7 +71,7 @@ func TestMetrics(t *testing.T) {
 		require.Eventually(t, func() bool { // it competes for the lease once it answers
 			families = exported(t, s)
 			return families["leader_election_master_status"] != nil
-		}, patience, 50*time.Millisecond)
+		}, patiently.Timeout, 50*time.Millisecond)
 		assert.Equal(t, "signet", labelOf(families["leader_election_master_status"].GetMetric()[0], "name"), "alerts ask for it by this name")
 		assert.True(t, slices.ContainsFunc(families["signet_requests_total"].GetMetric(), func(m *dto.Metric) bool {
 			return labelOf(m, "reason") == "internal" && m.GetCounter().GetValue() == 0

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 func TestRepeat_SameRequestSameCertificate(t *testing.T) {
@@ -80,7 +81,7 @@ func TestRepeat_WhoLeavesCancelsNobody(t *testing.T) {
 	counted := map[string]string{"step": "create"}
 	before := h.metric(t, "sign_step_duration_seconds", counted)
 	second := later(t.Context(), h.dial(t), ask)
-	eventually(t, func() bool { return h.metric(t, "sign_step_duration_seconds", counted) > before }, "the second one doesn't ask")
+	patiently.Holds(t, func() bool { return h.metric(t, "sign_step_duration_seconds", counted) > before }, "the second one doesn't ask")
 	leave()
 	requireCode(t, await(t, first), codes.Canceled)
 
@@ -128,7 +129,7 @@ func TestR12_ServerBoundsTheRequest(t *testing.T) {
 	caller := h.caller(t)
 	c := h.dial(t)
 	ask := caller.ask(t)
-	eventually(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
+	patiently.Holds(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
 		began := time.Now()
 		o := await(t, later(t.Context(), c, ask)) // like Istio's clients, without a deadline
 		requireCode(t, o, codes.DeadlineExceeded)
@@ -139,7 +140,7 @@ func TestR12_ServerBoundsTheRequest(t *testing.T) {
 	retried := later(t.Context(), c, ask)
 	h.answer(t, ask.CSR, nil)
 	o := await(t, retried)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		if status.Code(o.err) == codes.DeadlineExceeded { // a busy machine was slower than three seconds
 			o = await(t, later(t.Context(), c, ask))
 		}
@@ -153,7 +154,7 @@ func TestR12_ServerBoundsTheRequest(t *testing.T) {
 func TestR12_ClientThatSendsNothing(t *testing.T) {
 	t.Parallel()
 	h := startHand(t, map[string]any{"signer.timeout": "3s", "ca.requestTimeout": "3s"})
-	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+h.caller(t).token), patience)
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+h.caller(t).token), patiently.Timeout)
 	defer cancel()
 	stream, err := h.conn(t).NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, createMethod)
 	require.NoError(t, err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -57,7 +58,7 @@ func (s *stack) callerLabelled(t *testing.T, labels map[string]string) *caller {
 func labelsKnown(t *testing.T, c *meshclient.Client, callers ...*caller) {
 	t.Helper()
 	for _, caller := range callers {
-		eventually(t, func() bool { return code(t, c, caller.ask(t)) == codes.OK }, "the labels of namespace %s are known", caller.ns)
+		patiently.Holds(t, func() bool { return code(t, c, caller.ask(t)) == codes.OK }, "the labels of namespace %s are known", caller.ns)
 	}
 }
 
@@ -139,7 +140,7 @@ func TestR32_AgentOfAFormerTrustDomain(t *testing.T) {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, agent.Stop()) })
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	require.NoError(t, agent.WaitRotations(ctx, 0))
 	held, err := agent.Certificate()

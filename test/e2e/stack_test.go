@@ -26,17 +26,11 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
-const (
-	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 90 * time.Second
-	// glance is the pause between two looks.
-	glance = 20 * time.Millisecond
-
-	day = 24 * time.Hour
-)
+const day = 24 * time.Hour
 
 // stack is a running Signet, the issuer that signs for it, and the settings it was started with.
 type stack struct {
@@ -275,7 +269,7 @@ func (s *stack) clusterID() string {
 // create asks, and gives up where there is no answer at all.
 func create(t *testing.T, c *meshclient.Client, ask meshclient.Ask) ([]string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	return c.Create(ctx, ask)
 }
@@ -388,16 +382,6 @@ func (s *stack) metric(t *testing.T, name string, labels map[string]string) floa
 	return value
 }
 
-// eventually waits until what becomes true.
-func eventually(t *testing.T, what func() bool, format string, args ...any) {
-	t.Helper()
-	for end := time.Now().Add(patience); !what(); time.Sleep(glance) {
-		if time.Now().After(end) {
-			require.FailNow(t, "it never came", fmt.Sprintf(format, args...))
-		}
-	}
-}
-
 // outcome is how one call ended.
 type outcome struct {
 	chain []string
@@ -420,7 +404,7 @@ func await(t *testing.T, done <-chan outcome) outcome {
 	select {
 	case o := <-done:
 		return o
-	case <-time.After(patience):
+	case <-time.After(patiently.Timeout):
 		require.FailNow(t, "a call has no end")
 		return outcome{}
 	}

@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 func TestTokenCache_RevokedTokenEnds(t *testing.T) {
@@ -39,7 +40,7 @@ func TestTokenCache_RevokedTokenEnds(t *testing.T) {
 // untilRefused asks until the token isn't accepted any more.
 func untilRefused(t *testing.T, c *meshclient.Client, ask meshclient.Ask) {
 	t.Helper()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		_, err := create(t, c, ask)
 		if err == nil {
 			time.Sleep(200 * time.Millisecond)
@@ -93,7 +94,7 @@ func TestTokenCache_OneReviewForMany(t *testing.T) {
 	leaving, leave := context.WithCancel(t.Context())
 	defer leave()
 	first := later(leaving, c, ask)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		return s.metric(t, "queue_slots_held", map[string]string{"queue": "review"}) == 1
 	}, "no review is under way")
 	const many = 30
@@ -101,7 +102,7 @@ func TestTokenCache_OneReviewForMany(t *testing.T) {
 	for range many {
 		others = append(others, later(t.Context(), c, ask))
 	}
-	eventually(t, func() bool { return joined() == joinedBefore+many }, "not all wait for the same review")
+	patiently.Holds(t, func() bool { return joined() == joinedBefore+many }, "not all wait for the same review")
 	leave()
 	assert.Equal(t, codes.Canceled, status.Code(await(t, first).err))
 	resume()
@@ -147,7 +148,7 @@ func TestTokenCache_Rejected(t *testing.T) {
 	ask.Token = resigned(t, caller.token, newAuthority("unused", nil).key, nil)
 	counted := func(name string, labels map[string]string) float64 { return s.metric(t, name, labels) }
 	rejected := map[string]string{"entry": "rejected"}
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		before := counted("token_cache_hits_total", rejected)
 		for range 3 {
 			refused(t, c, ask, codes.Unauthenticated)

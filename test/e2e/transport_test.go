@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -57,7 +58,7 @@ func TestR1_RefusesClientsWithoutH2(t *testing.T) {
 			defer conn.Close()
 			// With TLS 1.3 the client is done before the server has decided. No frame of HTTP/2 may come.
 			_, _ = conn.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
-			require.NoError(t, conn.SetReadDeadline(time.Now().Add(patience)))
+			require.NoError(t, conn.SetReadDeadline(time.Now().Add(patiently.Timeout)))
 			n, err := conn.Read(make([]byte, 1))
 			require.Error(t, err)
 			require.Zero(t, n)
@@ -212,7 +213,7 @@ func TestR6_ServingCertificateRenewed(t *testing.T) {
 	first := serial(open)
 
 	seen := map[string]bool{first: true}
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		fresh, err := meshclient.Dial(s.CSR(), s.root, meshclient.Options{ServerName: replica.ServerName})
 		require.NoError(t, err)
 		defer fresh.Close()
@@ -223,7 +224,7 @@ func TestR6_ServingCertificateRenewed(t *testing.T) {
 		time.Sleep(500 * time.Millisecond) // enough to see every certificate
 		return len(seen) >= 3
 	}, "the serving certificate is not renewed twice")
-	eventually(t, func() bool { // it is in force a moment before it is counted
+	patiently.Holds(t, func() bool { // it is in force a moment before it is counted
 		return s.metric(t, "serving_certificate_renewals_total", map[string]string{"result": "ok"}) >= 3
 	}, "three certificates are counted")
 	assert.Zero(t, s.metric(t, "serving_certificate_renewals_total", map[string]string{"result": "failed"}))
@@ -261,7 +262,7 @@ func (s *stack) conn(t *testing.T) *grpc.ClientConn {
 }
 
 func TestHealth(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	answer, err := healthgrpc.NewHealthClient(common(t).conn(t)).Check(ctx, &healthgrpc.HealthCheckRequest{})
 	require.NoError(t, err)
@@ -269,7 +270,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestReflection(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	stream, err := reflectiongrpc.NewServerReflectionClient(common(t).conn(t)).ServerReflectionInfo(ctx)
 	require.NoError(t, err)

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/testca"
 )
 
@@ -74,7 +75,7 @@ func TestForeignObjects(t *testing.T) {
 			test.change(planted)
 			require.NoError(t, plane.Client().Create(t.Context(), planted))
 			if test.code != codes.OK && planted.Spec.IssuerRef.Group == testca.Group {
-				eventually(t, func() bool {
+				patiently.Holds(t, func() bool {
 					var found cmapi.CertificateRequest
 					require.NoError(t, plane.Client().Get(t.Context(), client.ObjectKeyFromObject(planted), &found))
 					planted.ResourceVersion = found.ResourceVersion
@@ -178,7 +179,7 @@ func TestAdmissionPolicies(t *testing.T) {
 				cr.Spec.IssuerRef.Name = "nobody"
 				return cr, plane.Client().Create(t.Context(), cr, client.DryRunAll)
 			}
-			eventually(t, func() bool {
+			patiently.Holds(t, func() bool {
 				cr, err := probe("alice")
 				_, denied := probe("mallory")
 				return err == nil && cr.Spec.Username != "" && denied != nil

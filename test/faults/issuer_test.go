@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 	"github.com/signet-ca/signet/test/testca"
 )
@@ -182,7 +183,7 @@ func accountFor(t *testing.T) string {
 func refusalLine(t *testing.T, r *replica.Replica, w *workload) string {
 	t.Helper()
 	var line string
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		line = logLine(t, r, "certificate refused", w.id.String())
 		return line != ""
 	}, "the refusal of %s is logged", w.id)
@@ -201,12 +202,12 @@ func TestR12_IssuersThatDoNotAnswer(t *testing.T) {
 	m.issuer.Behave(w.id.String(), testca.Never())
 	timesOut := func(w *workload) {
 		t.Helper()
-		eventually(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
+		patiently.Holds(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
 			chain, err := w.ask(t.Context(), c)
 			refused(t, codes.DeadlineExceeded, chain, err)
 			return len(w.requests(t)) > 0
 		}, "something is made of the request")
-		eventually(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
+		patiently.Holds(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
 	}
 	timesOut(w)
 
@@ -218,7 +219,7 @@ func TestR12_IssuersThatDoNotAnswer(t *testing.T) {
 	close(answer)
 	var chain []string
 	var err error
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		chain, err = retried.ask(t.Context(), c)
 		return err == nil
 	}, "a retry gets the answer")
@@ -228,10 +229,10 @@ func TestR12_IssuersThatDoNotAnswer(t *testing.T) {
 	// A caller that hangs up leaves nothing behind either.
 	left := m.workload(t, "left")
 	m.issuer.Behave(left.id.String(), testca.Never())
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		hangingUp := dial(t, r, m.root.PEM())
 		result := left.askBeside(t, hangingUp)
-		eventually(t, func() bool { return len(result) > 0 || len(m.issuer.Seen(left.id.String())) == 1 }, "the request is with the issuer, or its time is up")
+		patiently.Holds(t, func() bool { return len(result) > 0 || len(m.issuer.Seen(left.id.String())) == 1 }, "the request is with the issuer, or its time is up")
 		require.NoError(t, hangingUp.Close())
 		require.Error(t, awaitAnswer(t, result).err)
 		return len(m.issuer.Seen(left.id.String())) == 1
@@ -240,7 +241,7 @@ func TestR12_IssuersThatDoNotAnswer(t *testing.T) {
 	w.gone(t)
 	retried.gone(t)
 	left.gone(t)
-	eventually(t, func() bool { // they are counted a moment after they are gone
+	patiently.Holds(t, func() bool { // they are counted a moment after they are gone
 		return metric(t, r, "signet_certificaterequests_swept_total", map[string]string{"kind": "orphan"}) >= 2
 	}, "both orphans are counted")
 }
@@ -257,10 +258,10 @@ func TestLateAnswer(t *testing.T) {
 
 	leaving := dial(t, r, m.root.PEM())
 	first := w.askBeside(t, leaving)
-	eventually(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
+	patiently.Holds(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
 	second := w.askBeside(t, dial(t, r, m.root.PEM()))
 	third := w.askBeside(t, dial(t, r, m.root.PEM()))
-	eventually(t, func() bool { return metric(t, r, "signet_sign_in_flight", nil) == 3 }, "all three wait")
+	patiently.Holds(t, func() bool { return metric(t, r, "signet_sign_in_flight", nil) == 3 }, "all three wait")
 	require.NoError(t, leaving.Close())
 	require.Error(t, awaitAnswer(t, first).err)
 	close(answer)

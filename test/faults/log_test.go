@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/testca"
 )
 
@@ -22,9 +23,9 @@ func TestLogLevelSwitch(t *testing.T) {
 	r := m.start(t, map[string]any{"log.level": "info"})
 	assert.Zero(t, logCount(t, r, `"level":"DEBUG"`))
 	require.NoError(t, r.Process().Signal(syscall.SIGUSR1))
-	eventually(t, func() bool { return logLine(t, r, "log level switched", "DEBUG") != "" }, "the level is debug")
+	patiently.Holds(t, func() bool { return logLine(t, r, "log level switched", "DEBUG") != "" }, "the level is debug")
 	require.NoError(t, r.Process().Signal(syscall.SIGUSR1))
-	eventually(t, func() bool { return logLine(t, r, "log level switched", "INFO") != "" }, "the level is info again")
+	patiently.Holds(t, func() bool { return logLine(t, r, "log level switched", "INFO") != "" }, "the level is info again")
 	assert.False(t, r.Process().Ended())
 }
 

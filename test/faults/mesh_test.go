@@ -24,26 +24,13 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 	"github.com/signet-ca/signet/test/testca"
 )
 
-// patience is how long a condition may take that should come about soon. A machine that runs other
-// things beside needs it; nothing is measured by it.
-const patience = 2 * time.Minute
-
 // identities is the annotation with the SPIFFE ID that a CertificateRequest is for.
 const identities = "istio.cert-manager.io/identities"
-
-// eventually waits until ask is true.
-func eventually(t *testing.T, ask func() bool, format string, args ...any) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ask(); time.Sleep(25 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, fmt.Sprintf(format, args...))
-		}
-	}
-}
 
 // mesh is a namespace with an issuer that does what the test tells it.
 type mesh struct {
@@ -233,7 +220,7 @@ func listRequests(ctx context.Context, plane *controlplane.Plane, ns string) ([]
 // gone waits until no CertificateRequest of the workload exists.
 func (w *workload) gone(t *testing.T) {
 	t.Helper()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		found, err := w.list(t.Context())
 		return err == nil && len(found) == 0
 	}, "CertificateRequests of %s are swept", w.id)
@@ -242,7 +229,7 @@ func (w *workload) gone(t *testing.T) {
 // noneLeft waits until no CertificateRequest of the namespace exists.
 func noneLeft(t *testing.T, plane *controlplane.Plane, ns string) {
 	t.Helper()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		found, err := listRequests(t.Context(), plane, ns)
 		return err == nil && len(found) == 0
 	}, "all CertificateRequests of %s are swept", ns)
@@ -251,7 +238,7 @@ func noneLeft(t *testing.T, plane *controlplane.Plane, ns string) {
 // logged waits until the replica has logged text.
 func logged(t *testing.T, r *replica.Replica, text string) {
 	t.Helper()
-	eventually(t, func() bool { return logCount(t, r, text) > 0 }, "the log says %q", text)
+	patiently.Holds(t, func() bool { return logCount(t, r, text) > 0 }, "the log says %q", text)
 }
 
 func logCount(t *testing.T, r *replica.Replica, text string) int {
@@ -281,7 +268,7 @@ func readyz(t *testing.T, r *replica.Replica) (int, string) {
 func unreadyWith(t *testing.T, r *replica.Replica, text string) {
 	t.Helper()
 	var last string
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		code, body, err := r.Readyz(t.Context())
 		last = fmt.Sprintf("%d %v\n%s", code, err, body)
 		return err == nil && code == http.StatusServiceUnavailable && strings.Contains(body, text)
@@ -308,7 +295,7 @@ func awaitAnswer(t *testing.T, result <-chan answered) answered {
 	select {
 	case a := <-result:
 		return a
-	case <-time.After(2 * patience):
+	case <-time.After(patiently.Timeout):
 		t.Fatal("the call has no answer")
 		return answered{}
 	}

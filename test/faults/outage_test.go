@@ -19,6 +19,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -27,7 +28,7 @@ var agentRetries = []codes.Code{codes.Canceled, codes.DeadlineExceeded, codes.Re
 
 // persist asks as a patient agent does: again after each code that is worth it, and after no other.
 func (w *workload) persist(ctx context.Context, c *meshclient.Client) ([]string, error) {
-	for deadline := time.Now().Add(2 * patience); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(patiently.Timeout); ; time.Sleep(100 * time.Millisecond) {
 		chain, err := w.ask(ctx, c)
 		if err == nil || !slices.Contains(agentRetries, status.Code(err)) || time.Now().After(deadline) {
 			return chain, err
@@ -78,7 +79,7 @@ func TestWithCertManager(t *testing.T) {
 		w := newWorkload(t, real, ns, "paused")
 		require.NoError(t, real.CertManager().Pause())
 		result := w.persistBeside(t, c)
-		eventually(t, func() bool { return len(w.requests(t)) == 1 }, "the request is there")
+		patiently.Holds(t, func() bool { return len(w.requests(t)) == 1 }, "the request is there")
 		require.NoError(t, real.CertManager().Resume())
 		a := awaitAnswer(t, result)
 		once(t, w, a.chain, a.err)
@@ -121,7 +122,7 @@ func TestWithCertManager(t *testing.T) {
 		w := newWorkload(t, real, ns, "waiting")
 		require.NoError(t, real.CertManager().Pause())
 		result := w.persistBeside(t, c)
-		eventually(t, func() bool { return len(w.requests(t)) == 1 }, "the request is there")
+		patiently.Holds(t, func() bool { return len(w.requests(t)) == 1 }, "the request is there")
 		real.APIServer().Kill()
 		require.NoError(t, real.APIServer().Start(t.Context()))
 		require.NoError(t, real.CertManager().Resume())
@@ -205,7 +206,7 @@ func testIssuerThatGoesAway(t *testing.T, real *controlplane.Plane) {
 	c := dial(t, r, root)
 	says := func(text string) {
 		t.Helper()
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			code, body := readyz(t, r)
 			return code == http.StatusOK && strings.Contains(body, text)
 		}, "ready, with %s", text)
@@ -221,7 +222,7 @@ func testIssuerThatGoesAway(t *testing.T, real *controlplane.Plane) {
 	says("[i] issuer: Issuer.cert-manager.io/istio-ca is in force, NotReady")
 	pends := func(w *workload) {
 		t.Helper()
-		eventually(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
+		patiently.Holds(t, func() bool { // on a busy machine the time may be up before there is a CertificateRequest
 			chain, err := w.ask(t.Context(), c)
 			refused(t, codes.DeadlineExceeded, chain, err)
 			return len(w.requests(t)) == 1

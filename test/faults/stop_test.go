@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/testca"
 )
 
@@ -31,7 +32,7 @@ func TestR13_GracefulStop(t *testing.T) {
 	under := m.workload(t, "under-way")
 	m.issuer.Behave(under.id.String(), testca.After(answer, testca.Good(m.root)))
 	result := under.askBeside(t, dial(t, r, m.root.PEM()))
-	eventually(t, func() bool { return len(m.issuer.Seen(under.id.String())) == 1 }, "the request is with the issuer")
+	patiently.Holds(t, func() bool { return len(m.issuer.Seen(under.id.String())) == 1 }, "the request is with the issuer")
 
 	late := m.workload(t, "late")
 	require.NoError(t, r.Process().Signal(syscall.SIGTERM))
@@ -42,7 +43,7 @@ func TestR13_GracefulStop(t *testing.T) {
 	late.issued(t, m.root.PEM(), chain, err)
 
 	// After the delay nobody new is let in, and who is in gets an answer.
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		conn, err := net.Dial("tcp", r.CSR())
 		if err == nil {
 			_ = conn.Close()
@@ -73,7 +74,7 @@ func TestSecondSignal(t *testing.T) {
 	w := m.workload(t, "unanswered")
 	m.issuer.Behave(w.id.String(), testca.Never())
 	result := w.askBeside(t, dial(t, r, m.root.PEM()))
-	eventually(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
+	patiently.Holds(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
 	require.NoError(t, r.Process().Signal(syscall.SIGTERM))
 	logged(t, r, "stopping: not ready any more")
 	require.NoError(t, r.Process().Signal(syscall.SIGTERM))
@@ -107,11 +108,11 @@ func TestR6_ServingCertificate(t *testing.T) {
 	assert.Equal(t, float64(first.NotAfter.Unix()), metric(t, r, "signet_serving_certificate_not_after_timestamp_seconds", nil))
 	assert.Zero(t, overdue())
 
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		code, body := readyz(t, r)
 		return code == http.StatusOK && strings.Contains(body, "can't be renewed") && strings.Contains(body, "out of order")
 	}, "readiness says that it can't be renewed, while it is ready")
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		metricSays := overdue() == 1
 		code, _ := readyz(t, r)
 		return metricSays && code == http.StatusOK
@@ -144,7 +145,7 @@ func TestR6_ServingCertificate(t *testing.T) {
 
 	// Nobody waits for the next renewal, and nobody notices it.
 	renewed := metric(t, r, "signet_serving_certificate_renewals_total", map[string]string{"result": "ok"})
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		return metric(t, r, "signet_serving_certificate_renewals_total", map[string]string{"result": "ok"}) > renewed
 	}, "it is renewed in time")
 	for _, c := range []struct {
@@ -171,7 +172,7 @@ func TestR13_SilentStreamWhileStopping(t *testing.T) {
 	answer := make(chan struct{})
 	m.issuer.Behave(w.id.String(), testca.After(answer, testca.Good(m.root)))
 	result := w.askBeside(t, dial(t, r, m.root.PEM()))
-	eventually(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
+	patiently.Holds(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
 	p.hold()
 	require.NoError(t, r.Process().Signal(syscall.SIGTERM))
 	logged(t, r, "stopping: not ready any more")

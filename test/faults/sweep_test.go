@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 	"github.com/signet-ca/signet/test/testca"
 )
@@ -47,8 +48,8 @@ func TestSweepAfterLoad(t *testing.T) {
 		assert.NoError(t, err)
 	}
 	noneLeft(t, plane, m.ns)
-	eventually(t, func() bool { return metric(t, r, "signet_certificaterequests_live", nil) == 0 }, "the replica knows of none")
-	eventually(t, func() bool { // they are counted a moment after they are gone
+	patiently.Holds(t, func() bool { return metric(t, r, "signet_certificaterequests_live", nil) == 0 }, "the replica knows of none")
+	patiently.Holds(t, func() bool { // they are counted a moment after they are gone
 		return metric(t, r, "signet_certificaterequests_swept_total", map[string]string{"kind": "finished"}) >= callers*each
 	}, "all are counted")
 	assert.Zero(t, metric(t, r, "signet_certificaterequests_swept_total", map[string]string{"kind": "orphan"}))
@@ -93,7 +94,7 @@ func TestSweepSparesAnotherObject(t *testing.T) {
 	var planted types.UID
 	select {
 	case planted = <-deletes:
-	case <-time.After(patience):
+	case <-time.After(patiently.Timeout):
 		t.Fatal("nothing was swept")
 	}
 	assert.Equal(t, http.StatusConflict, <-answers, "the delete names the UID")
@@ -125,7 +126,7 @@ func TestTwoReplicas(t *testing.T) {
 	settings := map[string]any{"signer.sweep.keep": "40s", "signer.timeout": "20s"}
 	replicas := []*replica.Replica{m.start(t, settings), m.start(t, settings)}
 	holds := func(r *replica.Replica) bool { return logCount(t, r, `"lease acquired"`) > 0 }
-	eventually(t, func() bool { return holds(replicas[0]) || holds(replicas[1]) }, "one replica holds the lease")
+	patiently.Holds(t, func() bool { return holds(replicas[0]) || holds(replicas[1]) }, "one replica holds the lease")
 	holder, other := replicas[0], replicas[1]
 	if holds(other) {
 		holder, other = other, holder
@@ -145,7 +146,7 @@ func TestTwoReplicas(t *testing.T) {
 	orphan := m.workload(t, "orphan")
 	m.issuer.Behave(orphan.id.String(), testca.Never())
 	result := orphan.askBeside(t, onHolder)
-	eventually(t, func() bool { return len(orphan.requests(t)) == 1 }, "the request is with the issuer")
+	patiently.Holds(t, func() bool { return len(orphan.requests(t)) == 1 }, "the request is with the issuer")
 	holder.Kill()
 	a2 := awaitAnswer(t, result)
 	refused(t, codes.Unavailable, a2.chain, a2.err)
@@ -157,12 +158,12 @@ func TestTwoReplicas(t *testing.T) {
 		w.issued(t, m.root.PEM(), chain, err)
 	}
 	assert.NotEmpty(t, both.requests(t), "the dead replica has left something")
-	eventually(t, func() bool { return holds(other) }, "the other replica takes over")
+	patiently.Holds(t, func() bool { return holds(other) }, "the other replica takes over")
 	noneLeft(t, plane, m.ns)
 	orphans := func() float64 {
 		return metric(t, other, "signet_certificaterequests_swept_total", map[string]string{"kind": "orphan"})
 	}
-	eventually(t, func() bool { return orphans() > 0 }, "the orphan is counted") // a moment after it is gone
+	patiently.Holds(t, func() bool { return orphans() > 0 }, "the orphan is counted") // a moment after it is gone
 	assert.Equal(t, 1.0, orphans())
 }
 
@@ -177,7 +178,7 @@ func TestLostLease(t *testing.T) {
 	pid := r.Process().PID()
 
 	// Somebody else takes it for long, and never renews it.
-	eventually(t, func() bool { return take(t.Context(), m.ns, 600) == nil }, "the lease is taken")
+	patiently.Holds(t, func() bool { return take(t.Context(), m.ns, 600) == nil }, "the lease is taken")
 	logged(t, r, `"lease not held"`)
 	w := m.workload(t, "meanwhile")
 	chain, err := w.ask(t.Context(), c)
@@ -186,8 +187,8 @@ func TestLostLease(t *testing.T) {
 	assert.Equal(t, http.StatusOK, code, body)
 	assert.Len(t, w.requests(t), 1, "nobody sweeps")
 
-	eventually(t, func() bool { return take(t.Context(), m.ns, 1) == nil }, "the lease ends soon")
-	eventually(t, func() bool { return logCount(t, r, `"lease acquired"`) >= 2 }, "the lease is held again")
+	patiently.Holds(t, func() bool { return take(t.Context(), m.ns, 1) == nil }, "the lease ends soon")
+	patiently.Holds(t, func() bool { return logCount(t, r, `"lease acquired"`) >= 2 }, "the lease is held again")
 	noneLeft(t, plane, m.ns)
 	assert.Equal(t, pid, r.Process().PID())
 	assert.False(t, r.Process().Ended())

@@ -23,6 +23,7 @@ import (
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // bind gives readers' rights to one namespace, to a ServiceAccount first.
@@ -153,7 +154,7 @@ func TestAccess(t *testing.T) {
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: mine, Name: "web"}}
 	require.NoError(t, plane.Client().Delete(t.Context(), account))
 	require.NoError(t, plane.ServiceAccount(t.Context(), mine, "web"))
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		_, err := i.client(t, "", &own).Services(t.Context(), api.ServiceQuery{})
 		return err != nil && status(t, err) == 401
 	}, "the certificate of an account that is gone says nothing")

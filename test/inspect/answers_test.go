@@ -19,6 +19,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // same compares what is said of a certificate with the certificate itself, as its holder has it on disk, and with what
@@ -134,7 +135,7 @@ func TestAnswers(t *testing.T) {
 		require.Len(t, list.Items, 1)
 		same(t, &list.Items[0], has["web"].Leaf, root, holders["web"], i)
 		assert.Empty(t, list.Items[0].PEM)
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			c := coverage(t, client)
 			down := slices.ContainsFunc(c.Sources, func(s api.Source) bool { return !s.Up })
 			return slices.Equal([]string{"signet-0"}, c.Replicas) && !down && len(c.Gaps) == 0
@@ -178,7 +179,7 @@ func TestAnswers(t *testing.T) {
 		t.Parallel()
 		ns := plane.NewNamespace(t, "bare")
 		newWorkload(t, ns, "bare", "node-9")
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			list, err := client.Services(t.Context(), api.ServiceQuery{Namespace: ns, Problems: true})
 			require.NoError(t, err)
 			return len(list.Items) == 1 && list.Items[0].Name == "bare" && list.Items[0].Summary.Missing == 1 &&
@@ -253,7 +254,7 @@ func TestAnswers(t *testing.T) {
 			return found
 		}
 		var refusal *api.Refusal
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			refusal = find(api.IssuanceQuery{Namespace: ns}, "identity")
 			return refusal != nil && find(api.IssuanceQuery{}, "token_rejected") != nil
 		}, "both refusals are told")
@@ -304,7 +305,7 @@ func TestAnswers(t *testing.T) {
 		assert.Equal(t, api.Live, tells(t, client, leaf).Standing)
 		require.NoError(t, agent.Stop())
 		require.NoError(t, plane.Client().Delete(t.Context(), w.pod))
-		eventually(t, func() bool { return tells(t, client, leaf).Standing == api.Orphaned }, "the leaf of a pod that is gone is orphaned")
+		patiently.Holds(t, func() bool { return tells(t, client, leaf).Standing == api.Orphaned }, "the leaf of a pod that is gone is orphaned")
 		assert.Empty(t, serials(t, client, api.CertificateQuery{Identity: w.id.String()}))
 		assert.Equal(t, []string{serialOf(leaf)}, serials(t, client, api.CertificateQuery{Identity: w.id.String(), Standing: api.Orphaned}))
 		same(t, tells(t, client, leaf), leaf, root, w, i)
@@ -314,7 +315,7 @@ func TestAnswers(t *testing.T) {
 		t.Parallel()
 		w := newWorkload(t, plane.NewNamespace(t, "ended"), "web", "node-9")
 		leaf, pair := w.issue(t, i.dial(t), 20*time.Second) // and not renewed
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			overdue := serials(t, client, api.CertificateQuery{Identity: w.id.String(), State: api.Overdue})
 			return len(overdue) == 1 || time.Now().After(leaf.NotAfter)
 		}, "what isn't renewed is overdue")
@@ -332,13 +333,13 @@ func TestAnswers(t *testing.T) {
 			assert.Equal(t, []string{serialOf(leaf)}, below)
 			assert.Equal(t, []api.ProblemCode{api.ProblemOverdue}, overdue)
 		}
-		eventually(t, func() bool { return tells(t, client, leaf).Standing == api.Ended }, "what has expired is ended")
+		patiently.Holds(t, func() bool { return tells(t, client, leaf).Standing == api.Ended }, "what has expired is ended")
 		said := tells(t, client, leaf)
 		assert.Equal(t, api.Expired, said.State)
 		assert.Zero(t, said.RemainingSeconds)
 		assert.Empty(t, serials(t, client, api.CertificateQuery{Identity: w.id.String()}))
 		assert.Equal(t, []string{serialOf(leaf)}, serials(t, client, api.CertificateQuery{Identity: w.id.String(), Standing: api.Ended}))
-		eventually(t, func() bool { return slices.Equal([]api.ProblemCode{api.ProblemExpired}, problems()) }, "an expired one is its service's problem")
+		patiently.Holds(t, func() bool { return slices.Equal([]api.ProblemCode{api.ProblemExpired}, problems()) }, "an expired one is its service's problem")
 
 		// It doesn't open the API any more.
 		_, err := i.client(t, "", pair).Services(t.Context(), api.ServiceQuery{})

@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 	"github.com/signet-ca/signet/test/testca"
 )
@@ -128,7 +129,7 @@ func TestKilled(t *testing.T) {
 			longest = time.Second
 			select {
 			case <-first:
-			case <-time.After(patience):
+			case <-time.After(patiently.Timeout):
 			}
 		}
 		time.Sleep(time.Duration(random.Int64N(int64(longest))))
@@ -154,7 +155,7 @@ func TestKilled(t *testing.T) {
 	for _, leaf := range holds {
 		willTell(t, client, leaf)
 	}
-	eventually(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the requests are swept")
+	patiently.Holds(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the requests are swept")
 	gaps := coverage(t, client).Gaps
 	require.NotEmpty(t, gaps)
 	assert.Contains(t, gaps[0].Reason, "ended without a word")
@@ -187,18 +188,18 @@ func TestSignedWhileDown(t *testing.T) {
 				_, _, err := w.ask(t.Context(), c, 2*time.Hour)
 				ended <- err
 			}()
-			eventually(t, func() bool { return len(requests(t, m.ns)) == 1 }, "there is a request")
+			patiently.Holds(t, func() bool { return len(requests(t, m.ns)) == 1 }, "there is a request")
 			i.Kill()
 			require.Error(t, <-ended)
 			close(answer)
 			leaf, err := parse(<-signed)
 			require.NoError(t, err)
 			if !other {
-				eventually(t, func() bool { return len(leavesOf(t, requests(t, m.ns))) == 1 }, "the request is answered")
+				patiently.Holds(t, func() bool { return len(leavesOf(t, requests(t, m.ns))) == 1 }, "the request is answered")
 				dropLease(t, m.ns)
 				client = m.start(t, "signet-0", dir, nil).reader(t)
 			}
-			eventually(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the request is swept")
+			patiently.Holds(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the request is swept")
 			said := tells(t, client, leaf)
 			told(t, said, leaf, w, "signet-0")
 			assert.Equal(t, int64(7200), said.RequestedSeconds)
@@ -222,7 +223,7 @@ func TestNoRecordNoCertificate(t *testing.T) {
 		require.NoError(t, unix.Prlimit(i.Process().PID(), unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: bytes, Max: math.MaxUint64}, nil))
 	}
 	limit(0)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	_, _, err := w.ask(ctx, c, time.Hour)
 	require.Equal(t, codes.Unavailable, grpcstatus.Code(err), "%v", err)
@@ -234,11 +235,11 @@ func TestNoRecordNoCertificate(t *testing.T) {
 	require.NoError(t, err)
 	assert.EqualValues(t, 1, failing)
 	tells(t, reader, before)
-	eventually(t, func() bool { return !source(coverage(t, reader), "ledger: own").Up }, "the coverage says so")
+	patiently.Holds(t, func() bool { return !source(coverage(t, reader), "ledger: own").Up }, "the coverage says so")
 	// The log can't be asked: it is a file too.
 	awaitMetric := func(name string, least float64) float64 {
 		var is float64
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			is, err = i.Metric(t.Context(), name, nil)
 			require.NoError(t, err)
 			return is >= least
@@ -260,13 +261,13 @@ func TestNoRecordNoCertificate(t *testing.T) {
 	require.ErrorIs(t, err, api.ErrNotFound)
 
 	limit(math.MaxUint64)
-	again, cancel := context.WithTimeout(t.Context(), patience)
+	again, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	require.NoError(t, i.WaitReady(again), "nobody has to ask for a certificate")
 	after, _ := w.issue(t, c, time.Hour)
 	tells(t, reader, after)
 	// What was signed in vain is in the ledger as well.
-	eventually(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the requests are swept")
+	patiently.Holds(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the requests are swept")
 	tells(t, reader, leaf)
 	list, err := reader.Issuances(t.Context(), api.IssuanceQuery{Identity: w.id.String(), Outcome: api.Issued})
 	require.NoError(t, err)

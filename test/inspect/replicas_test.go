@@ -19,6 +19,7 @@ import (
 
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // told compares what a replica says of a certificate that another one issued: all but the address of the caller, which
@@ -37,7 +38,7 @@ func told(t *testing.T, said *api.Certificate, leaf *x509.Certificate, w *worklo
 // live waits until the view of a replica has exactly this certificate for an identity.
 func live(t *testing.T, client *api.Client, leaf *x509.Certificate, w *workload) {
 	t.Helper()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		return slices.Equal([]string{serialOf(leaf)}, serials(t, client, api.CertificateQuery{Identity: w.id.String()}))
 	}, "certificate %s isn't live", serialOf(leaf))
 }
@@ -81,7 +82,7 @@ func TestReplicas(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, list.Items, 1)
 	told(t, list.Items[0].Certificate, leaf, w, "signet-one")
-	eventually(t, func() bool { return slices.Equal([]string{"signet-one", "signet-two"}, coverage(t, client).Replicas) }, "both replicas are named")
+	patiently.Holds(t, func() bool { return slices.Equal([]string{"signet-one", "signet-two"}, coverage(t, client).Replicas) }, "both replicas are named")
 	assert.True(t, source(coverage(t, client), "ledger: observed").Up)
 }
 
@@ -104,7 +105,7 @@ func TestSharedView(t *testing.T) {
 	_, _, err := refused.ask(t.Context(), two.dial(t), time.Hour)
 	require.Equal(t, codes.PermissionDenied, grpcstatus.Code(err), "%v", err)
 	client := two.reader(t)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		list, err := client.Issuances(t.Context(), api.IssuanceQuery{Namespace: ns, Outcome: api.Refused})
 		require.NoError(t, err)
 		return len(list.Items) == 1 && list.Items[0].Refusal.Replica == "signet-two" && list.Items[0].Refusal.Count == 1
@@ -120,20 +121,20 @@ func TestSharedView(t *testing.T) {
 	during, _ := late.issue(t, two.dial(t), time.Hour)
 	tells(t, client, during)
 	live(t, client, during, late)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		code, body, err := two.Readyz(t.Context())
 		require.NoError(t, err)
 		return code == http.StatusOK && strings.Contains(body, "shared view: not reached")
 	}, "readiness tells that PostgreSQL is away, and is good")
 	// Questions are answered from the replica's own store, with what it saw of the other.
 	told(t, willTell(t, client, before), before, early, "signet-one")
-	eventually(t, func() bool { return !source(coverage(t, client), "ledger: shared").Up }, "the coverage tells that PostgreSQL is away")
+	patiently.Holds(t, func() bool { return !source(coverage(t, client), "ledger: shared").Up }, "the coverage tells that PostgreSQL is away")
 
 	require.NoError(t, database.Up(t.Context()))
 	down = false
 	shipped(t, dsn, during)
 	// The requests are gone from the cluster: a new replica knows of them by the shared view alone.
-	eventually(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the requests are swept")
+	patiently.Holds(t, func() bool { return len(requests(t, m.ns)) == 0 }, "the requests are swept")
 	third := m.start(t, "signet-three", "", nil).reader(t)
 	for leaf, w := range map[*x509.Certificate]*workload{before: early, during: late} {
 		live(t, third, leaf, w)
@@ -141,7 +142,7 @@ func TestSharedView(t *testing.T) {
 	told(t, tells(t, third, before), before, early, "signet-one")
 	told(t, tells(t, third, during), during, late, "signet-two")
 	fresh(t, third, ns, "late")
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		c := coverage(t, third)
 		return slices.Equal([]string{"signet-one", "signet-three", "signet-two"}, c.Replicas) && source(c, "ledger: shared").Up && source(c, "ledger: others").Up
 	}, "all replicas are named")
@@ -155,7 +156,7 @@ func shipped(t *testing.T, dsn string, leaf *x509.Certificate) {
 	defer db.Close()
 	sum, err := hex.DecodeString(shaOf(leaf))
 	require.NoError(t, err)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		var n int
 		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM issuance WHERE certificate_sha256 = $1 AND source = 'own'`, sum).Scan(&n)
 		return err == nil && n == 1 // there is no table before the first replica has made it

@@ -26,23 +26,10 @@ import (
 	"github.com/signet-ca/signet/api"
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 	"github.com/signet-ca/signet/test/testca"
 )
-
-// patience is how long a condition may take that should come about soon. A machine that runs other things beside needs
-// it; nothing is measured by it.
-const patience = 3 * time.Minute
-
-// eventually waits until ask is true.
-func eventually(t *testing.T, ask func() bool, format string, args ...any) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !ask(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			require.FailNowf(t, "not within "+patience.String(), format, args...)
-		}
-	}
-}
 
 // mesh is a namespace for Signet with an issuer, and the settings of the replicas in it.
 type mesh struct {
@@ -146,7 +133,7 @@ func (i *instance) client(t *testing.T, token string, certificate *tls.Certifica
 	}
 	transport := &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true}
 	t.Cleanup(transport.CloseIdleConnections)
-	client, err := api.NewClient(i.APIURL(), &http.Client{Transport: bearer{token, transport}, Timeout: patience})
+	client, err := api.NewClient(i.APIURL(), &http.Client{Transport: bearer{token, transport}, Timeout: patiently.Timeout})
 	require.NoError(t, err)
 	return client
 }
@@ -161,7 +148,7 @@ func (i *instance) reader(t *testing.T) *api.Client {
 // the certificate.
 func fresh(t *testing.T, client *api.Client, ns, name string) {
 	t.Helper()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		service, err := client.Service(t.Context(), ns, name)
 		return err == nil && service.Summary.Total == 1 && service.Summary.Fresh == 1
 	}, "service %s/%s has a pod with a fresh certificate", ns, name)
@@ -220,7 +207,7 @@ func (w *workload) agent(t *testing.T, i *instance, ttl time.Duration, key meshc
 // rotated waits until an agent has replaced its certificate n times.
 func rotated(t *testing.T, a *meshclient.Agent, n int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	require.NoError(t, a.WaitRotations(ctx, n))
 }
@@ -229,7 +216,7 @@ func rotated(t *testing.T, a *meshclient.Agent, n int) {
 func held(t *testing.T, a *meshclient.Agent) *meshclient.Certificate {
 	t.Helper()
 	var c *meshclient.Certificate
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		var err error
 		c, err = a.Certificate()
 		require.True(t, err == nil || errors.Is(err, os.ErrNotExist), "%v", err)
@@ -269,7 +256,7 @@ func (w *workload) ask(ctx context.Context, c *meshclient.Client, lifetime time.
 // issue is ask for one who gets what it asks for.
 func (w *workload) issue(t *testing.T, c *meshclient.Client, lifetime time.Duration) (*x509.Certificate, *tls.Certificate) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	leaf, pair, err := w.ask(ctx, c, lifetime)
 	require.NoError(t, err)
@@ -300,7 +287,7 @@ func tells(t *testing.T, client *api.Client, leaf *x509.Certificate) *api.Certif
 func willTell(t *testing.T, client *api.Client, leaf *x509.Certificate) *api.Certificate {
 	t.Helper()
 	var c *api.Certificate
-	eventually(t, func() (known bool) {
+	patiently.Holds(t, func() (known bool) {
 		var err error
 		if c, err = client.Certificate(t.Context(), shaOf(leaf)); err != nil {
 			require.ErrorIs(t, err, api.ErrNotFound)

@@ -11,6 +11,8 @@ import (
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // flows wants that the API server gives the requests of Signet's account, and no others, the flow that the chart names.
@@ -37,7 +39,7 @@ func (i *installation) flows(t *testing.T) {
 			wantLevel = elections.UID
 		}
 		// The API server learns of flows a moment after they are made.
-		eventually(t, "flow of "+path, func(ctx context.Context) error {
+		patiently.Until(t, "flow of "+path, func(ctx context.Context) error {
 			inFlow, inLevel, err := flowOf(ctx, ours, path)
 			if err == nil && (inFlow != string(want.GetUID()) || inLevel != string(wantLevel)) {
 				err = fmt.Errorf("it is %s with %s, not %s with %s", inFlow, inLevel, want.GetUID(), wantLevel)

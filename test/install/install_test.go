@@ -33,6 +33,7 @@ import (
 	"github.com/signet-ca/signet/signer"
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/process"
 )
 
@@ -155,7 +156,7 @@ func prepare(t *testing.T) *installation {
 // rollOut has the pods follow the StatefulSet, and wants that so many are started.
 func (i *installation) rollOut(t *testing.T, want int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	started, err := i.pods.rollOut(ctx)
 	require.NoError(t, err)
@@ -187,7 +188,7 @@ func (i *installation) startAgent(t *testing.T) *meshclient.Agent {
 	token, err := plane.Token(ctx, "shop", "cart", controlplane.TokenOptions{Pod: pod})
 	require.NoError(t, err)
 	roots := &corev1.ConfigMap{}
-	eventually(t, "roots in namespace shop", func(ctx context.Context) error {
+	patiently.Until(t, "roots in namespace shop", func(ctx context.Context) error {
 		return plane.Client().Get(ctx, client.ObjectKey{Namespace: "shop", Name: "istio-ca-root-cert"}, roots)
 	})
 	agent, err := meshclient.StartAgent(context.WithoutCancel(ctx), meshclient.AgentConfig{
@@ -196,7 +197,7 @@ func (i *installation) startAgent(t *testing.T) *meshclient.Agent {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, agent.Stop()) })
-	wait, cancel := context.WithTimeout(ctx, patience)
+	wait, cancel := context.WithTimeout(ctx, patiently.Timeout)
 	defer cancel()
 	require.NoError(t, agent.WaitRotations(wait, 0))
 	return agent
@@ -205,7 +206,7 @@ func (i *installation) startAgent(t *testing.T) *meshclient.Agent {
 // awaitLifetime waits until the agent holds a certificate of this lifetime.
 func (i *installation) awaitLifetime(t *testing.T, agent *meshclient.Agent, want time.Duration) {
 	t.Helper()
-	eventually(t, "the agent's certificate", func(context.Context) error {
+	patiently.Until(t, "the agent's certificate", func(context.Context) error {
 		held, err := agent.Certificate()
 		if err != nil {
 			return err // it may be writing its files
@@ -222,7 +223,7 @@ func (i *installation) tells(t *testing.T) {
 	t.Helper()
 	_, port, err := net.SplitHostPort(i.api.address())
 	require.NoError(t, err)
-	eventually(t, "the agent's certificate is told", func(ctx context.Context) error {
+	patiently.Until(t, "the agent's certificate is told", func(ctx context.Context) error {
 		out, err := i.signetctl(ctx, "certificates", "-n", "shop", "-o", "wide", "--server", "https://127.0.0.1:"+port)
 		if err == nil && !strings.Contains(out, identity) {
 			err = fmt.Errorf("it isn't among these:\n%s", out)
@@ -239,7 +240,7 @@ func (i *installation) serials(t *testing.T) map[string][]string {
 		port, err := c.port(i.api.port.TargetPort)
 		require.NoError(t, err)
 		var list api.IssuanceList
-		eventually(t, "issuances of "+c.pod.Name, func(ctx context.Context) error {
+		patiently.Until(t, "issuances of "+c.pod.Name, func(ctx context.Context) error {
 			out, err := i.signetctl(ctx, "issuances", "-n", "shop", "-o", "json",
 				"--server", "https://"+net.JoinHostPort(c.pod.Status.PodIP, strconv.Itoa(int(port))))
 			if err != nil {
@@ -284,7 +285,7 @@ func (i *installation) uninstall(t *testing.T) {
 	require.NoError(t, plane.Client().List(t.Context(), secrets, client.InNamespace(system), client.MatchingLabels{"owner": "helm"}))
 	assert.Len(t, secrets.Items, 4, "the release's revisions: installed, upgraded twice, rolled back")
 
-	eventually(t, "all requests are swept", func(ctx context.Context) error {
+	patiently.Until(t, "all requests are swept", func(ctx context.Context) error {
 		var requests cmapi.CertificateRequestList
 		if err := plane.Client().List(ctx, &requests, client.InNamespace(system), client.HasLabels{signer.RequestLabel}); err != nil {
 			return err

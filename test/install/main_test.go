@@ -12,22 +12,16 @@
 package install
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/stretchr/testify/require"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/signet-ca/signet/test/controlplane"
 )
-
-// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-const patience = 4 * time.Minute
 
 // plane is the control plane that all tests of the package share; each has namespaces of its own.
 var plane *controlplane.Plane
@@ -44,26 +38,4 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(controlplane.Run(m, controlplane.Config{}, &plane, allowEverything))
-}
-
-// eventually asks until look is satisfied, and fails with its last answer.
-func eventually(t *testing.T, what string, look func(ctx context.Context) error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	var last error
-	for {
-		err := look(ctx)
-		if err == nil {
-			return
-		}
-		if ctx.Err() == nil || last == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			require.NoError(t, last, what)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/signet-ca/signet/test/chart"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // everything is a group that RBAC lets do all.
@@ -166,7 +167,7 @@ func (g guarded) inForce(t *testing.T) {
 		request(t, g.ns, cmmeta.IssuerReference{Name: "istio-ca"}),
 		kubernetesRequest(t, "issuers.cert-manager.io/"+g.ns+".istio-ca"),
 	} {
-		eventually(t, "policy in force", func(ctx context.Context) error {
+		patiently.Until(t, "policy in force", func(ctx context.Context) error {
 			refused, err := refusal(mallory.Create(ctx, object.DeepCopyObject().(client.Object), client.DryRunAll), g.policy)
 			if err == nil && !refused {
 				err = errNone

@@ -17,6 +17,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // ports wants that what the pods listen on, what their container says, what the Services lead to and what the NetworkPolicy
@@ -29,7 +31,7 @@ func (i *installation) ports(t *testing.T) {
 			ofContainer = append(ofContainer, port.ContainerPort)
 		}
 		slices.Sort(ofContainer)
-		eventually(t, "what the program listens on", func(context.Context) error {
+		patiently.Until(t, "what the program listens on", func(context.Context) error {
 			if is, err := listening(c); err != nil || !slices.Equal(is, ofContainer) {
 				return fmt.Errorf("%s listens on %v, its container says %v: %w", c.pod.Name, is, ofContainer, err)
 			}

@@ -5,10 +5,6 @@
 package networkpolicy
 
 import (
-	"context"
-	"errors"
-	"flag"
-	"fmt"
 	"os"
 	"testing"
 
@@ -20,23 +16,7 @@ import (
 
 var plane *controlplane.Plane
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	flag.Parse()
-	ctrl.SetLogger(logr.Discard())
-	code, err := startAndRun(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
-}
-
-func startAndRun(m *testing.M) (code int, err error) {
-	if plane, err = controlplane.Start(context.Background(), controlplane.Config{WithoutCertManager: true}); err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, plane.Stop()) }()
-	return m.Run(), nil
+func TestMain(m *testing.M) {
+	ctrl.SetLogger(logr.Discard()) // or it asks for one
+	os.Exit(controlplane.Run(m, controlplane.Config{WithoutCertManager: true}, &plane, nil))
 }

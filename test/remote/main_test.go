@@ -22,6 +22,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime/pkg/log"
 
 	"github.com/signet-ca/signet/test/controlplane"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/process"
 	"github.com/signet-ca/signet/test/replica"
 )
@@ -100,7 +101,7 @@ func start(ctx context.Context) error {
 
 // awaitRemote waits until callers of the remote cluster are served, of which readiness says nothing.
 func awaitRemote(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, patiently.Timeout)
 	defer cancel()
 	for {
 		_, body, err := signet.Readyz(ctx)
@@ -108,7 +109,7 @@ func awaitRemote(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-time.After(glance):
+		case <-time.After(patiently.Glance):
 		case <-ctx.Done():
 			return fmt.Errorf("wait for the remote cluster: %w: %w\n%s", ctx.Err(), err, body)
 		}

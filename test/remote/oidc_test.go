@@ -11,6 +11,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // TestOIDCIssuer: tokens of another cluster's issuer are verified by the keys that it publishes, and mapped to identities.
@@ -20,7 +21,7 @@ func TestOIDCIssuer(t *testing.T) {
 	const audience = "signet.example"
 	good := token(t, west, shop, "vm", audience)
 	id := identity(shop, "vm")
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		_, body, err := federated.Readyz(t.Context())
 		return err == nil && strings.Contains(body, "[i] OIDC issuer: "+west.Admin().Host+": 1 keys, as it said ")
 	}, "the issuer's keys are known")

@@ -20,6 +20,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // TestR18_ClusterOfACaller: clusterid picks the API server that reviews the token, and no other.
@@ -101,7 +102,7 @@ func TestR18_RemoteAway(t *testing.T) {
 	up := func() float64 {
 		return metric(t, signet, "signet_remote_cluster_up", map[string]string{"cluster": "west"})
 	}
-	eventually(t, func() bool { return up() == 1 }, "the remote cluster is up")
+	patiently.Holds(t, func() bool { return up() == 1 }, "the remote cluster is up")
 
 	require.NoError(t, west.APIServer().Pause())
 	resumed := false
@@ -123,14 +124,14 @@ func TestR18_RemoteAway(t *testing.T) {
 				select {
 				case <-enough:
 					return
-				case <-time.After(glance):
+				case <-time.After(patiently.Glance):
 				}
 			}
 		})
 	}
 	stop := sync.OnceFunc(func() { close(enough); asking.Wait() })
 	defer stop()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		return metric(t, signet, "signet_remote_queue_slots_held", map[string]string{"cluster": "west", "queue": "review"}) > 0
 	}, "tokens of the remote cluster are under review")
 	for range 16 {
@@ -148,7 +149,7 @@ func TestR18_RemoteAway(t *testing.T) {
 	assert.Equal(t, calls, told[codes.Unavailable]+told[codes.ResourceExhausted], "who came too late for a review is told so: %v", told)
 	a, _ := ask(t, there[0], "west", identity(shop, "there"))
 	c.refused(t, a, codes.Unavailable, "review_failed")
-	eventually(t, func() bool { return up() == 0 }, "it is said that the remote cluster is away")
+	patiently.Holds(t, func() bool { return up() == 0 }, "it is said that the remote cluster is away")
 	code, body, err := signet.Readyz(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, 200, code, "the replica is ready")
@@ -157,7 +158,7 @@ func TestR18_RemoteAway(t *testing.T) {
 
 	require.NoError(t, west.APIServer().Resume())
 	resumed = true
-	eventually(t, func() bool { return up() == 1 }, "the remote cluster is back")
+	patiently.Holds(t, func() bool { return up() == 1 }, "the remote cluster is back")
 	c.gets(t, there[0], "west", identity(shop, "there"))
 }
 
@@ -190,7 +191,7 @@ func TestR18_SecretsChange(t *testing.T) {
 		_, body, err := signet.Readyz(t.Context())
 		return err == nil && strings.Contains(body, "in Secret "+secrets+"/"+name)
 	}
-	eventually(t, func() bool { return seen(marker.Name) }, "the Secret after it was seen")
+	patiently.Holds(t, func() bool { return seen(marker.Name) }, "the Secret after it was seen")
 	require.False(t, served())
 
 	secret.Labels = map[string]string{"istio/multiCluster": "true"}
@@ -198,7 +199,7 @@ func TestR18_SecretsChange(t *testing.T) {
 	defer func() {
 		require.NoError(t, client.IgnoreNotFound(east.Client().Delete(context.WithoutCancel(t.Context()), secret)))
 	}()
-	eventually(t, served, "its callers are served")
+	patiently.Holds(t, served, "its callers are served")
 
 	// Another kubeconfig takes its place, and no request is dropped meanwhile.
 	another, err := readerKubeconfig(t.Context())
@@ -232,12 +233,12 @@ func TestR18_SecretsChange(t *testing.T) {
 	}
 	for n, kubeconfig := range [][]byte{another, good, another} {
 		so := asked.Load()
-		eventually(t, func() bool { return asked.Load() > so+8 || t.Failed() }, "requests are under way")
+		patiently.Holds(t, func() bool { return asked.Load() > so+8 || t.Failed() }, "requests are under way")
 		secret.Data["north"] = kubeconfig
 		require.NoError(t, east.Client().Update(t.Context(), secret))
-		eventually(t, func() bool { return connections() == before+n+1 }, "the changed Secret is in force")
+		patiently.Holds(t, func() bool { return connections() == before+n+1 }, "the changed Secret is in force")
 		so = asked.Load()
-		eventually(t, func() bool { return asked.Load() > so+8 || t.Failed() }, "requests go on")
+		patiently.Holds(t, func() bool { return asked.Load() > so+8 || t.Failed() }, "requests go on")
 	}
 	stop()
 	asking.Wait()
@@ -247,15 +248,15 @@ func TestR18_SecretsChange(t *testing.T) {
 	secret.Data["north"] = []byte(strings.Replace(string(good), "token:", "exec: {apiVersion: client.authentication.k8s.io/v1, command: /bin/true, interactiveMode: Never}\n    token:", 1))
 	require.Contains(t, string(secret.Data["north"]), "exec:")
 	require.NoError(t, east.Client().Update(t.Context(), secret))
-	eventually(t, func() bool { return seen("north") }, "the Secret is refused")
+	patiently.Holds(t, func() bool { return seen("north") }, "the Secret is refused")
 	a, _ := ask(t, fresh(), "north", id)
 	c.refused(t, a, codes.Unauthenticated, "unknown_cluster")
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		log, err := signet.Log()
 		require.NoError(t, err)
 		return strings.Contains(log, "exec is refused: it would run a program beside Signet")
 	}, "the log says why")
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		var told eventsv1.EventList
 		require.NoError(t, east.Client().List(t.Context(), &told, client.InNamespace(secrets)))
 		for _, e := range told.Items {
@@ -268,11 +269,11 @@ func TestR18_SecretsChange(t *testing.T) {
 
 	secret.Data["north"] = good
 	require.NoError(t, east.Client().Update(t.Context(), secret))
-	eventually(t, served, "its callers are served again")
+	patiently.Holds(t, served, "its callers are served again")
 	known := fresh()
 	c.gets(t, known, "north", id)
 	require.NoError(t, east.Client().Delete(t.Context(), secret))
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		a, _ := ask(t, known, "north", id)
 		_, err := c.Create(t.Context(), a)
 		return status.Code(err) == codes.Unauthenticated
@@ -304,7 +305,7 @@ func TestR18_Hijack(t *testing.T) {
 	require.NoError(t, east.Client().Create(t.Context(), hijack))
 	defer func() { require.NoError(t, east.Client().Delete(context.WithoutCancel(t.Context()), hijack)) }()
 	refused := func() float64 { return metric(t, signet, "signet_remote_secrets_refused", nil) }
-	eventually(t, func() bool { return refused() == 5 }, "all five are refused")
+	patiently.Holds(t, func() bool { return refused() == 5 }, "all five are refused")
 	for _, cluster := range []string{"", "east", "east-1"} {
 		a, _ := ask(t, there, cluster, id)
 		c.refused(t, a, codes.Unauthenticated, "token_rejected")
@@ -324,14 +325,14 @@ func TestR18_Hijack(t *testing.T) {
 	require.NoError(t, east.Client().Get(t.Context(), client.ObjectKey{Namespace: secrets, Name: "west"}, &first))
 	data := first.Data
 	require.NoError(t, east.Client().Delete(t.Context(), &first))
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		_, body, err := signet.Readyz(t.Context())
 		return err == nil && strings.Contains(body, "is none of those that are allowed for cluster west")
 	}, "the other server is refused")
 	a, _ = ask(t, here, "west", id)
 	c.refused(t, a, codes.Unauthenticated, "unknown_cluster")
 	require.NoError(t, east.Client().Create(t.Context(), clusterSecret("west", data)))
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		a, _ := ask(t, there, "west", id)
 		_, err := c.Create(t.Context(), a)
 		return err == nil
@@ -358,7 +359,7 @@ func TestR24_RemoteNodeProxy(t *testing.T) {
 		id := identity(shop, "in-"+from)
 		a, key := ask(t, proxy[from], from, id)
 		a.Metadata = meshclient.ZtunnelMetadata(id.String())
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 		chain, err := c.Create(ctx, a)
 		cancel()
 		require.NoError(t, err, "a proxy of %s", from)
@@ -374,7 +375,7 @@ func TestR24_RemoteNodeProxy(t *testing.T) {
 		a.ClusterIDs = []string{other}
 		c.refused(t, a, codes.Unauthenticated, "token_rejected")
 	}
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		return metric(t, signet, "signet_presence_synced", map[string]string{"cluster": "west", "kind": "pods"}) == 1
 	}, "the pods of the remote cluster are followed")
 	assert.Positive(t, metric(t, signet, "signet_presence_objects", map[string]string{"cluster": "west"}))

@@ -23,13 +23,8 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
-)
-
-const (
-	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 90 * time.Second
-	glance   = 20 * time.Millisecond
 )
 
 // caller is a connection to a Signet.
@@ -68,7 +63,7 @@ func ask(t *testing.T, token, cluster string, id spiffeid.ID) (meshclient.Ask, c
 func (c *caller) gets(t *testing.T, token, cluster string, id spiffeid.ID) string {
 	t.Helper()
 	a, key := ask(t, token, cluster, id)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	chain, err := c.Create(ctx, a)
 	require.NoError(t, err)
@@ -80,11 +75,11 @@ func (c *caller) gets(t *testing.T, token, cluster string, id spiffeid.ID) strin
 func (c *caller) refused(t *testing.T, a meshclient.Ask, code codes.Code, reason string) {
 	t.Helper()
 	before := c.refusals(t, reason)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	_, err := c.Create(ctx, a)
 	require.Equal(t, code.String(), status.Code(err).String(), "%v", err)
-	eventually(t, func() bool { return c.refusals(t, reason) > before }, "it is refused for "+reason)
+	patiently.Holds(t, func() bool { return c.refusals(t, reason) > before }, "it is refused for %s", reason)
 }
 
 func (c *caller) refusals(t *testing.T, reason string) float64 {
@@ -97,15 +92,6 @@ func metric(t *testing.T, of *replica.Replica, name string, labels map[string]st
 	n, err := of.Metric(t.Context(), name, labels)
 	require.NoError(t, err)
 	return n
-}
-
-func eventually(t *testing.T, holds func() bool, what string) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !holds(); time.Sleep(glance) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it never came to be that: %s", what)
-		}
-	}
 }
 
 // token is a new one of a service account, which is made where it isn't there.

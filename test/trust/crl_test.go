@@ -15,6 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // crl is a list of an issuer's CA that revokes nothing, as PEM.
@@ -48,14 +50,14 @@ func TestR57_CRLsReachTheNamespaces(t *testing.T) {
 		}
 		return there && len(text) == len(strings.Join(want, ""))
 	}
-	eventually(t, func() bool { return mounted(a) }, "the list")
+	patiently.Holds(t, func() bool { return mounted(a) }, "the list")
 	assert.Equal(t, "true", get(t, w.ns, "istio-ca-crl").Labels["istio.io/config"])
 
 	m.pin(t, issuerA, issuerB)
-	eventually(t, func() bool { return mounted() }, "no list, because that of the new CA is missing")
+	patiently.Holds(t, func() bool { return mounted() }, "no list, because that of the new CA is missing")
 	says(t, r, "[i] CRLs: withdrawn")
 	m.set(t, "signet-crls", map[string]string{"ca-crl.pem": a + b})
-	eventually(t, func() bool { return mounted(a, b) }, "both lists")
+	patiently.Holds(t, func() bool { return mounted(a, b) }, "both lists")
 
 	// What can't be used changes nothing as long as the last good lists are current.
 	m.set(t, "signet-crls", map[string]string{"ca-crl.pem": a + "rubbish"})

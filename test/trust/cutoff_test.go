@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -134,11 +135,11 @@ func TestReplicaThatWasCutOff(t *testing.T) {
 	caller := m.workload(t, "web")
 	c := dial(t, second, m.roots[issuerA])
 	require.Equal(t, issuerA, m.issuedBy(t, caller, c))
-	eventually(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 2 }, "both report")
+	patiently.Holds(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 2 }, "both report")
 
 	w.cut(true)
 	m.pin(t, issuerA, issuerB)
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		for _, a := range m.state(t).Anchors {
 			if !a.Until.IsZero() {
 				return true
@@ -149,8 +150,8 @@ func TestReplicaThatWasCutOff(t *testing.T) {
 	says(t, second, "[-] replicas: this replica hasn't reached the API server")
 	w.cut(false)
 	var h *holding
-	eventually(t, func() bool {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+	patiently.Holds(t, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 		defer cancel()
 		var err error
 		if h, err = caller.request(t).send(ctx, c); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -41,7 +42,7 @@ func TestR56_TwoMeshesFederate(t *testing.T) {
 				"trustDomain": other.domain, "endpointURL": "https://" + other.wire.listener.Addr().String() + "/", "caFile": ca,
 			}},
 		})})
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			address := bundleAddress(t, s.replica)
 			s.wire.to(address)
 			return address != ""
@@ -62,7 +63,7 @@ func TestR56_TwoMeshesFederate(t *testing.T) {
 	says(t, sides[0].replica, "two.example")
 	start(sides[1], sides[0])
 	for _, s := range sides {
-		eventually(t, func() bool { return len(s.state(t).Anchors) == 2 }, "%s knows the other's anchor", s.domain)
+		patiently.Holds(t, func() bool { return len(s.state(t).Anchors) == 2 }, "%s knows the other's anchor", s.domain)
 		says(t, s.replica, "2 trust anchors")
 	}
 	one, two := ask(sides[0]), ask(sides[1])

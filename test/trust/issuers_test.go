@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 	"github.com/signet-ca/signet/test/testca"
 )
@@ -86,7 +87,7 @@ func (r *request) send(ctx context.Context, c *meshclient.Client) (*holding, err
 // code is that of the refusal of one request.
 func (w *workload) code(t *testing.T, c *meshclient.Client) codes.Code {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	_, err := w.request(t).send(ctx, c)
 	return status.Code(err)
@@ -96,7 +97,7 @@ func (w *workload) code(t *testing.T, c *meshclient.Client) codes.Code {
 func says(t *testing.T, r *replica.Replica, text string) {
 	t.Helper()
 	var body string
-	eventually(t, func() bool { body = readyz(t, r); return strings.Contains(body, text) }, "readiness says %q", text)
+	patiently.Holds(t, func() bool { body = readyz(t, r); return strings.Contains(body, text) }, "readiness says %q", text)
 }
 
 // TestIssuerChangeWaitsForNoRequest: a request hangs at the issuer while the ConfigMap names another one. The next
@@ -119,7 +120,7 @@ func TestIssuerChangeWaitsForNoRequest(t *testing.T) {
 		_, err := request.send(context.Background(), c)
 		hung <- err
 	}()
-	eventually(t, func() bool { return len(old.Seen(first.id.String())) == 2 }, "the request is with the issuer")
+	patiently.Holds(t, func() bool { return len(old.Seen(first.id.String())) == 2 }, "the request is with the issuer")
 	m.want(t, issuerB)
 	says(t, r, "[i] issuer: Issuer.cert-manager.io/ca-b is in force")
 	require.Equal(t, issuerB, m.issuedBy(t, second, c))
@@ -150,7 +151,7 @@ func TestRuntimeIssuer(t *testing.T) {
 		assert.Equal(t, 503, code, "it has no serving certificate")
 
 		m.want(t, issuerA)
-		waiting, cancel := context.WithTimeout(t.Context(), patience)
+		waiting, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 		defer cancel()
 		require.NoError(t, r.WaitReady(waiting))
 		c, w := dial(t, r, m.roots[issuerA], m.roots[issuerB]), m.workload(t, "web")
@@ -189,7 +190,7 @@ func TestRuntimeIssuer(t *testing.T) {
 		r := m.start(t, m.short(nil))
 		// The serving certificate follows the issuer after a while.
 		c, w := dial(t, r, m.roots[issuerB], m.roots[issuerA]), m.workload(t, "web")
-		eventually(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the ConfigMap takes the place of the static issuer")
+		patiently.Holds(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the ConfigMap takes the place of the static issuer")
 		require.NoError(t, plane.Client().Delete(t.Context(), get(t, m.ns, runtimeMap)))
 		says(t, r, "[i] issuer: Issuer.cert-manager.io/ca-a is in force")
 		assert.Equal(t, issuerA, m.issuedBy(t, w, c))
@@ -215,7 +216,7 @@ func TestFallback(t *testing.T) {
 	says(t, r, "[i] issuer: Issuer.cert-manager.io/ca-b is in force")
 	assert.Equal(t, issuerB, m.issuedBy(t, w, c))
 	assert.Contains(t, readyz(t, r), "Issuer.cert-manager.io/ca-a: NotReady")
-	eventually(t, func() bool { return event(t, m.ns, issuerA, "NotInForce", "NotReady") }, "an Event on the issuer")
+	patiently.Holds(t, func() bool { return event(t, m.ns, issuerA, "NotInForce", "NotReady") }, "an Event on the issuer")
 	secret(issuerA)
 	says(t, r, "[i] issuer: Issuer.cert-manager.io/ca-a is in force")
 	assert.Equal(t, issuerA, m.issuedBy(t, w, c))
@@ -290,7 +291,7 @@ func TestCircuit(t *testing.T) {
 			_, err := request.send(t.Context(), c)
 			ended <- err
 		}()
-		eventually(t, func() bool { return len(wanted.Seen(hung.w.id.String())) == 1 }, "the first is with the issuer")
+		patiently.Holds(t, func() bool { return len(wanted.Seen(hung.w.id.String())) == 1 }, "the first is with the issuer")
 	}
 	for range requests {
 		// A late one may be signed by the fallback.
@@ -328,12 +329,12 @@ func TestDeadLeader(t *testing.T) {
 	w := m.workload(t, "web")
 	c := dial(t, second, m.roots[issuerA], m.roots[issuerB])
 	require.Equal(t, issuerA, m.issuedBy(t, w, c))
-	eventually(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 2 }, "both report")
+	patiently.Holds(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 2 }, "both report")
 
 	m.pin(t, issuerA, issuerB)
 	m.want(t, issuerB)
 	var until time.Time
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		for _, a := range m.state(t).Anchors {
 			if !a.Until.IsZero() {
 				until = a.Until
@@ -349,9 +350,9 @@ func TestDeadLeader(t *testing.T) {
 			assert.Equal(t, until, a.Until, "the time that has passed counts")
 		}
 	}
-	eventually(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the new issuer signs")
+	patiently.Holds(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the new issuer signs")
 	assert.False(t, time.Now().Before(until))
-	eventually(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 1 }, "the dead one is forgotten")
+	patiently.Holds(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 1 }, "the dead one is forgotten")
 }
 
 // TestBadRoots: what a source can't mean is refused with its reason, and the last good state stays in force.
@@ -361,7 +362,7 @@ func TestBadRoots(t *testing.T) {
 	m.pin(t, issuerA)
 	r := m.start(t, m.short(nil))
 	c, w := dial(t, r, m.roots[issuerA]), m.workload(t, "web")
-	eventually(t, func() bool { return get(t, w.ns, mountedMap).Data["root-cert.pem"] == string(m.roots[issuerA]) }, "the root is distributed")
+	patiently.Holds(t, func() bool { return get(t, w.ns, mountedMap).Data["root-cert.pem"] == string(m.roots[issuerA]) }, "the root is distributed")
 	expired := newExpiredRoot(t)
 	var secret corev1.Secret
 	require.NoError(t, plane.Client().Get(t.Context(), client.ObjectKey{Namespace: m.ns, Name: issuerB}, &secret))
@@ -382,23 +383,23 @@ func TestBadRoots(t *testing.T) {
 		require.Len(t, state.Anchors, 1, row.name)
 		assert.Equal(t, string(m.roots[issuerA]), get(t, w.ns, mountedMap).Data["root-cert.pem"])
 		m.pin(t, issuerA)
-		eventually(t, func() bool { return !strings.Contains(readyz(t, r), "read trust anchors: ") }, "it is good again after %s", row.name)
+		patiently.Holds(t, func() bool { return !strings.Contains(readyz(t, r), "read trust anchors: ") }, "it is good again after %s", row.name)
 	}
 
 	// An expired anchor beside a good one is left out.
 	m.set(t, rootsMap, map[string]string{"roots.pem": string(m.roots[issuerA]) + expired + string(m.roots[issuerB])})
-	eventually(t, func() bool { return len(m.state(t).Anchors) == 2 }, "the good ones are in force")
-	eventually(t, func() bool { return !strings.Contains(get(t, w.ns, mountedMap).Data["root-cert.pem"], expired) }, "the expired one is in no namespace")
+	patiently.Holds(t, func() bool { return len(m.state(t).Anchors) == 2 }, "the good ones are in force")
+	patiently.Holds(t, func() bool { return !strings.Contains(get(t, w.ns, mountedMap).Data["root-cert.pem"], expired) }, "the expired one is in no namespace")
 	logged(t, r, "expired trust anchor left out")
 
 	// An issuer that leads to a foreign root is held back.
 	m.pin(t, issuerA)
-	eventually(t, func() bool { return len(m.state(t).Anchors) == 1 }, "the root that nothing was signed under goes at once or after a while")
+	patiently.Holds(t, func() bool { return len(m.state(t).Anchors) == 1 }, "the root that nothing was signed under goes at once or after a while")
 	m.want(t, issuerB)
 	says(t, r, "Issuer.cert-manager.io/ca-b: held back: its root \"CN="+m.ns+" ca-b\"")
 	says(t, r, "is none of the trust anchors; add it to the sources of roots")
 	assert.Equal(t, issuerA, m.issuedBy(t, w, c))
-	eventually(t, func() bool { return event(t, m.ns, issuerB, "NotInForce", "held back") }, "an Event on the issuer")
+	patiently.Holds(t, func() bool { return event(t, m.ns, issuerB, "NotInForce", "held back") }, "an Event on the issuer")
 
 	// A state that somebody has broken changes nothing.
 	good := get(t, m.ns, stateMap).Data["rollover.json"]
@@ -406,7 +407,7 @@ func TestBadRoots(t *testing.T) {
 	says(t, r, "the last good state stays in force")
 	assert.Equal(t, issuerA, m.issuedBy(t, w, c))
 	m.breakState(t, good)
-	eventually(t, func() bool { return !strings.Contains(readyz(t, r), "the last good state") }, "it is good again")
+	patiently.Holds(t, func() bool { return !strings.Contains(readyz(t, r), "the last good state") }, "it is good again")
 }
 
 // breakState writes something else where the state is kept.
@@ -434,12 +435,12 @@ func TestOverride(t *testing.T) {
 		require.NoError(t, plane.Client().Patch(t.Context(), state, client.RawPatch(types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"annotations":{%q:%q}}}`, key, id))))
 	}
 	annotate("signet.dev/distributed-now", m.id(t, issuerB))
-	eventually(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the new issuer signs")
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool { return m.issuedBy(t, w, c) == issuerB }, "the new issuer signs")
+	patiently.Holds(t, func() bool {
 		return event(t, m.ns, stateMap, "AnchorDistributed", "who doesn't can't verify its leaves")
 	}, "the Event says what it risks")
 
 	m.pin(t, issuerB)
-	eventually(t, func() bool { return m.phase(t, issuerA) != "signing" }, "no leaves are issued under the old root")
+	patiently.Holds(t, func() bool { return m.phase(t, issuerA) != "signing" }, "no leaves are issued under the old root")
 	assert.NotEmpty(t, m.phase(t, issuerA), "the serving certificate is still under it")
 }

@@ -25,6 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -338,7 +339,7 @@ func opensslConnect(dir string, server, client *holding) error {
 }
 
 func openssl(dir string, input []byte, args ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), patiently.Timeout)
 	defer cancel()
 	command := exec.CommandContext(ctx, "openssl", args...)
 	command.Dir, command.Stdin = dir, bytes.NewReader(input)

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/assert"
 
 	"github.com/signet-ca/signet/issuer"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // TestR5_R54_RolloverUnderLoad: the issuer moves from root A to root B and back, twice, while eight callers ask two
@@ -31,22 +32,22 @@ func TestR5_R54_RolloverUnderLoad(t *testing.T) {
 		p.whole()
 	}()
 
-	eventually(t, func() bool { return m.phase(t, issuerA) == issuer.Signing }, "the first root signs")
+	patiently.Holds(t, func() bool { return m.phase(t, issuerA) == issuer.Signing }, "the first root signs")
 	from := issuerA
 	for _, to := range []string{issuerB, issuerA, issuerB, issuerA} {
 		// An operator who can't wait names the new root and the new issuer at once. Signet waits.
 		m.pin(t, from, to)
 		m.want(t, to)
-		eventually(t, func() bool { return m.phase(t, to) != "" }, "the root of %s is published", to)
-		eventually(t, func() bool { return p.allUnder(m.roots[to]) }, "all leaves are of %s", to)
-		eventually(t, func() bool { return m.phase(t, to) == issuer.Signing }, "the root of %s signs", to)
+		patiently.Holds(t, func() bool { return m.phase(t, to) != "" }, "the root of %s is published", to)
+		patiently.Holds(t, func() bool { return p.allUnder(m.roots[to]) }, "all leaves are of %s", to)
+		patiently.Holds(t, func() bool { return m.phase(t, to) == issuer.Signing }, "the root of %s signs", to)
 		assert.NotEmpty(t, m.phase(t, from), "the old root is there as long as leaves may live under it")
 
 		// The old root is named no more. It goes when nobody needs it.
 		m.pin(t, to)
-		eventually(t, func() bool { return m.phase(t, from) == "" }, "the root of %s is gone", from)
+		patiently.Holds(t, func() bool { return m.phase(t, from) == "" }, "the root of %s is gone", from)
 		for _, w := range workloads {
-			eventually(t, func() bool { return get(t, w.ns, mountedMap).Data["root-cert.pem"] == string(m.roots[to]) }, "namespace %s carries the new root alone", w.ns)
+			patiently.Holds(t, func() bool { return get(t, w.ns, mountedMap).Data["root-cert.pem"] == string(m.roots[to]) }, "namespace %s carries the new root alone", w.ns)
 		}
 		from = to
 	}

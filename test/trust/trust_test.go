@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"flag"
-	"fmt"
 	"maps"
 	"math/big"
 	"os"
@@ -35,37 +34,23 @@ import (
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
-const (
-	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 3 * time.Minute
-	glance   = 50 * time.Millisecond
-)
+// glance is the pause between two tries.
+const glance = 50 * time.Millisecond
 
 // plane is the control plane that all tests of the package share.
 var plane *controlplane.Plane
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
+func TestMain(m *testing.M) {
 	// Parallel tests wait for clocks most of the time.
 	flag.Parse()
-	err := flag.Set("test.parallel", "16")
-	if err == nil {
-		plane, err = controlplane.Start(context.Background(), controlplane.Config{})
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := m.Run()
-	if err := plane.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+	os.Exit(controlplane.Run(m, controlplane.Config{}, &plane, nil))
 }
 
 // mesh is a namespace for Signet with two issuers, a and b, each with a root of its own, and namespaces of workloads.
@@ -268,7 +253,7 @@ func tooSlow(err error, took time.Duration) bool {
 // ask asks for a certificate of the longest life that there is. A request that the machine was too slow for says nothing,
 // and is made again, as Istio's agent does.
 func (w *workload) ask(ctx context.Context, c *meshclient.Client) (*holding, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, patiently.Timeout)
 	defer cancel()
 	for {
 		began := time.Now()
@@ -315,17 +300,7 @@ func (m *mesh) issuerOf(h *holding) string {
 // logged waits until the log of a replica has a text.
 func logged(t *testing.T, r *replica.Replica, text string) {
 	t.Helper()
-	eventually(t, func() bool { log, err := r.Log(); return err == nil && strings.Contains(log, text) }, "the log says %q", text)
-}
-
-// eventually waits until what becomes true.
-func eventually(t *testing.T, what func() bool, format string, args ...any) {
-	t.Helper()
-	for end := time.Now().Add(patience); !what(); time.Sleep(glance) {
-		if time.Now().After(end) {
-			require.FailNow(t, "it never came", fmt.Sprintf(format, args...))
-		}
-	}
+	patiently.Holds(t, func() bool { log, err := r.Log(); return err == nil && strings.Contains(log, text) }, "the log says %q", text)
 }
 
 // readyz is what a replica says of itself.

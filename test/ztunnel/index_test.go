@@ -16,6 +16,7 @@ import (
 
 	"github.com/signet-ca/signet/ca"
 	"github.com/signet-ca/signet/ca/presence"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // newIndex is an index of everything that hasn't been started.
@@ -83,7 +84,7 @@ func TestIndexFollows(t *testing.T) {
 	go func() { started <- x.Start(ctx) }()
 	defer func() { stop(); require.NoError(t, <-started) }()
 
-	eventually(t, func() bool { return x.Synced() }, "everything is listed")
+	patiently.Holds(t, func() bool { return x.Synced() }, "everything is listed")
 	pod, ok := x.Pod(shop, early.Name)
 	require.True(t, ok)
 	assert.Equal(t, presence.Pod{Namespace: shop, Name: early.Name, UID: string(early.UID), ServiceAccount: "early", Node: "node-1"}, pod)
@@ -91,38 +92,38 @@ func TestIndexFollows(t *testing.T) {
 	assert.False(t, x.Synced("secrets"), "nothing is said of what isn't followed")
 
 	_, later := runs(t, shop, "later", "node-1")
-	eventually(t, func() bool { return x.RunsOn("node-1", shop, "later") }, "the pod is known")
+	patiently.Holds(t, func() bool { return x.RunsOn("node-1", shop, "later") }, "the pod is known")
 	account := &corev1.ServiceAccount{}
 	require.NoError(t, plane.Client().Get(t.Context(), types.NamespacedName{Namespace: shop, Name: "later"}, account))
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		object, ok := x.ServiceAccount(shop, "later")
 		return ok && object.UID == string(account.UID)
 	}, "the account is known")
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-" + shop}}
 	require.NoError(t, plane.Client().Create(t.Context(), node))
-	eventually(t, func() bool { object, ok := x.Node(node.Name); return ok && object.UID == string(node.UID) }, "the node is known")
+	patiently.Holds(t, func() bool { object, ok := x.Node(node.Name); return ok && object.UID == string(node.UID) }, "the node is known")
 
 	early.Status.Phase = corev1.PodFailed
 	require.NoError(t, plane.Client().Status().Update(t.Context(), early))
-	eventually(t, func() bool { return !x.RunsOn("node-1", shop, "early") }, "it has ended")
+	patiently.Holds(t, func() bool { return !x.RunsOn("node-1", shop, "early") }, "it has ended")
 	pod, ok = x.Pod(shop, early.Name)
 	assert.True(t, ok && pod.Ended)
 	require.NoError(t, plane.Client().Delete(t.Context(), later))
-	eventually(t, func() bool { _, ok := x.Pod(shop, later.Name); return !ok }, "it is gone")
+	patiently.Holds(t, func() bool { _, ok := x.Pod(shop, later.Name); return !ok }, "it is gone")
 	require.NoError(t, plane.Client().Delete(t.Context(), account))
-	eventually(t, func() bool { _, ok := x.ServiceAccount(shop, "later"); return !ok }, "the account is gone")
+	patiently.Holds(t, func() bool { _, ok := x.ServiceAccount(shop, "later"); return !ok }, "the account is gone")
 	require.NoError(t, plane.Client().Delete(t.Context(), node))
-	eventually(t, func() bool { _, ok := x.Node(node.Name); return !ok }, "the node is gone")
+	patiently.Holds(t, func() bool { _, ok := x.Node(node.Name); return !ok }, "the node is gone")
 
 	// The API server can't be reached for a while, and much happens meanwhile.
 	_, stays := runs(t, shop, "stays", "node-1")
 	_, leaves := runs(t, shop, "leaves", "node-1")
-	eventually(t, func() bool { return x.RunsOn("node-1", shop, "leaves") }, "the pods are known")
+	patiently.Holds(t, func() bool { return x.RunsOn("node-1", shop, "leaves") }, "the pods are known")
 	way.shut()
 	for _, kind := range []presence.Kind{presence.Pods, presence.ServiceAccounts, presence.Nodes} {
-		eventually(t, func() bool { return !x.Synced(kind) }, "what is known of %s is not relied on any more", kind)
+		patiently.Holds(t, func() bool { return !x.Synced(kind) }, "what is known of %s is not relied on any more", kind)
 	}
-	eventually(t, func() bool { return x.StateOf(presence.Pods, time.Now()).Err != nil }, "why is told")
+	patiently.Holds(t, func() bool { return x.StateOf(presence.Pods, time.Now()).Err != nil }, "why is told")
 	assert.True(t, x.StateOf(presence.Pods, time.Now()).Listed)
 	require.NoError(t, plane.Client().Delete(t.Context(), leaves))
 	stays.Status.Phase = corev1.PodSucceeded
@@ -133,7 +134,7 @@ func TestIndexFollows(t *testing.T) {
 	assert.Error(t, err)
 	assert.NotErrorIs(t, err, presence.ErrTooOften)
 	way.open()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		return x.Synced() && x.RunsOn("node-1", shop, "comes") && !x.RunsOn("node-1", shop, "leaves") && !x.RunsOn("node-1", shop, "stays")
 	}, "all of it is known")
 	assert.NoError(t, x.StateOf(presence.Pods, time.Now()).Err)

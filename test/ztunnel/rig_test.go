@@ -3,7 +3,6 @@ package ztunnel
 import (
 	"context"
 	"crypto"
-	"fmt"
 	"testing"
 	"time"
 
@@ -18,13 +17,8 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
-)
-
-const (
-	// patience is how long a test waits for what must come; it only ever runs out when it doesn't.
-	patience = 90 * time.Second
-	glance   = 20 * time.Millisecond
 )
 
 // proxy is the ztunnel of a node.
@@ -72,7 +66,7 @@ func (p *proxy) ask(t *testing.T, id spiffeid.ID) (meshclient.Ask, crypto.Signer
 func (p *proxy) gets(t *testing.T, id spiffeid.ID) []string {
 	t.Helper()
 	ask, key := p.ask(t, id)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	chain, err := p.Create(ctx, ask)
 	require.NoError(t, err)
@@ -92,7 +86,7 @@ func (p *proxy) refused(t *testing.T, ask meshclient.Ask, code codes.Code, reaso
 // denied sends ask and wants exactly this code.
 func (p *proxy) denied(t *testing.T, ask meshclient.Ask, code codes.Code) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	chain, err := p.Create(ctx, ask)
 	require.Error(t, err, "%d elements were answered", len(chain))
@@ -135,14 +129,4 @@ func unscheduled(t *testing.T, namespace, account string) spiffeid.ID {
 		Spec:       corev1.PodSpec{ServiceAccountName: account, Containers: []corev1.Container{{Name: "app", Image: "example.invalid/app"}}},
 	}))
 	return identity(namespace, account)
-}
-
-// eventually waits until what becomes true.
-func eventually(t *testing.T, what func() bool, format string, args ...any) {
-	t.Helper()
-	for end := time.Now().Add(patience); !what(); time.Sleep(glance) {
-		if time.Now().After(end) {
-			require.FailNow(t, "it never came", fmt.Sprintf(format, args...))
-		}
-	}
 }

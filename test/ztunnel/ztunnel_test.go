@@ -26,6 +26,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // TestR24_R27_PodsOfTheNode: a node's proxy gets the identities of the pods on its node, as soon as they are there, and of no
@@ -56,7 +57,7 @@ func TestR24_R27_PodsOfTheNode(t *testing.T) {
 		require.NotNil(t, pod.DeletionTimestamp)
 		z.gets(t, id)
 		require.NoError(t, plane.Client().Delete(t.Context(), pod, client.GracePeriodSeconds(0)))
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			ask, _ := z.ask(t, id)
 			_, err := z.Create(t.Context(), ask)
 			return status.Code(err) == codes.PermissionDenied
@@ -73,7 +74,7 @@ func TestR24_R27_PodsOfTheNode(t *testing.T) {
 		z.gets(t, id)
 		last.Status.Phase = corev1.PodFailed
 		require.NoError(t, plane.Client().Status().Update(t.Context(), last))
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			ask, _ := z.ask(t, id)
 			_, err := z.Create(t.Context(), ask)
 			return status.Code(err) == codes.PermissionDenied
@@ -87,7 +88,7 @@ func TestR24_R27_PodsOfTheNode(t *testing.T) {
 	// Signet learns a moment later that a pod has ended.
 	ended := func(id spiffeid.ID) {
 		t.Helper()
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			ask, _ := z.ask(t, id)
 			_, err := z.Create(t.Context(), ask)
 			return status.Code(err) == codes.PermissionDenied
@@ -159,7 +160,7 @@ func TestR21_R24_WhoMayNot(t *testing.T) {
 		p.gets(t, id)
 		p.pod.Status.Phase = corev1.PodFailed
 		require.NoError(t, plane.Client().Status().Update(t.Context(), p.pod))
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			ask, _ := p.ask(t, id)
 			_, err := p.Create(t.Context(), ask)
 			return status.Code(err) == codes.PermissionDenied
@@ -173,7 +174,7 @@ func TestR21_R24_WhoMayNot(t *testing.T) {
 		id, _ := runs(t, shop, "queue", p.node)
 		p.gets(t, id)
 		require.NoError(t, plane.Client().Delete(t.Context(), p.pod))
-		eventually(t, func() bool {
+		patiently.Holds(t, func() bool {
 			ask, _ := p.ask(t, id)
 			_, err := p.Create(t.Context(), ask)
 			return status.Code(err) == codes.PermissionDenied
@@ -275,7 +276,7 @@ func TestEightAtOnce(t *testing.T) {
 		id := identity(shop, name)
 		ask, key := z.ask(t, id)
 		fetching.Go(func() {
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 			defer cancel()
 			chain, err := z.Create(ctx, ask)
 			if assert.NoError(t, err) && assert.NoError(t, meshclient.JudgeZtunnel(chain, key.Public(), id, time.Now())) {
@@ -403,12 +404,12 @@ func TestR27_WhileTheAPIServerIsAway(t *testing.T) {
 		defer func() { require.NoError(t, plane.APIServer().Resume()) }()
 		z.refused(t, ask, codes.Unavailable, "pods_unknown")
 	}()
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		ask, _ := z.ask(t, id)
 		_, err := z.Create(t.Context(), ask)
 		return err == nil
 	}, "the API server is back")
-	eventually(t, func() bool {
+	patiently.Holds(t, func() bool {
 		_, err := z.Create(t.Context(), ask)
 		return status.Code(err) == codes.PermissionDenied
 	}, "it says so again")

@@ -29,6 +29,7 @@ import (
 	"github.com/signet-ca/signet/rotation"
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -41,7 +42,7 @@ func certificateOf(ctx context.Context, ns string) (*certmanager.Certificate, er
 // awaitReady waits until the keeper says that istiod's Secret is as the Certificate asks for it.
 func awaitReady(t *testing.T, k *keeper) rotation.IstiodStatus {
 	t.Helper()
-	eventually(t, "istiod's Certificate is not ready", func(context.Context) error {
+	patiently.Until(t, "istiod's Certificate is not ready", func(context.Context) error {
 		if status := k.Status(); !status.Ready {
 			return errors.New(status.String())
 		}
@@ -80,7 +81,7 @@ func mesh(t *testing.T, cfg rotation.IstiodConfig) *keeper {
 	if strings.HasPrefix(cfg.Key, "ECDSA") {
 		key = x509.ECDSA
 	}
-	eventually(t, "istiod's Secret is as it should be", func(ctx context.Context) error {
+	patiently.Until(t, "istiod's Secret is as it should be", func(ctx context.Context) error {
 		if status := k.Status(); !status.Ready || !slices.Equal(want, status.DNSNames) {
 			return errors.New(status.String())
 		}
@@ -153,7 +154,7 @@ func TestR59_NamesOfAllRevisions(t *testing.T) {
 			"istiod.istio-system.svc", "istiod-1-30.istio-system.svc", "istiod-remote.istio-system.svc",
 			"istio-pilot.istio-system.svc", "istiod.example.com",
 		}, names...)
-		eventually(t, "istiod's names", func(ctx context.Context) error {
+		patiently.Until(t, "istiod's names", func(ctx context.Context) error {
 			leaf, err := handshake(ctx, istiod.xds(t), "istiod.istio-system.svc", oldRoot)
 			if err != nil {
 				return err
@@ -242,9 +243,9 @@ func TestR58_RepairsTheCertificate(t *testing.T) {
 		good = object
 		return nil
 	}
-	eventually(t, "the Certificate that was there is taken over", asWanted)
+	patiently.Until(t, "the Certificate that was there is taken over", asWanted)
 	assert.Equal(t, "istio-csr", good.Labels["from"])
-	eventually(t, "the identity is still in the Secret", func(ctx context.Context) error {
+	patiently.Until(t, "the identity is still in the Secret", func(ctx context.Context) error {
 		secret := &corev1.Secret{}
 		if err := plane.Client().Get(ctx, client.ObjectKey{Namespace: ns, Name: "istiod-tls"}, secret); err != nil {
 			return err
@@ -269,7 +270,7 @@ func TestR58_RepairsTheCertificate(t *testing.T) {
 			delete(c.Annotations, "example.com/team")
 		},
 	} {
-		eventually(t, "change "+name, func(ctx context.Context) error {
+		patiently.Until(t, "change "+name, func(ctx context.Context) error {
 			object, err := certificateOf(ctx, ns)
 			if err != nil {
 				return err
@@ -277,14 +278,14 @@ func TestR58_RepairsTheCertificate(t *testing.T) {
 			change(object)
 			return plane.Client().Update(ctx, object)
 		})
-		eventually(t, name, asWanted)
+		patiently.Until(t, name, asWanted)
 	}
 	uid := good.UID
 	require.NoError(t, plane.Client().Delete(t.Context(), good))
-	eventually(t, "a deleted Certificate comes back", asWanted)
+	patiently.Until(t, "a deleted Certificate comes back", asWanted)
 	assert.NotEqual(t, uid, good.UID)
 
-	eventually(t, "set a template", func(ctx context.Context) error {
+	patiently.Until(t, "set a template", func(ctx context.Context) error {
 		object, err := certificateOf(ctx, ns)
 		if err != nil {
 			return err
@@ -293,7 +294,7 @@ func TestR58_RepairsTheCertificate(t *testing.T) {
 		object.Spec.DNSNames = nil // so that there is something to repair too
 		return plane.Client().Update(ctx, object)
 	})
-	eventually(t, "repair beside the template", asWanted)
+	patiently.Until(t, "repair beside the template", asWanted)
 	require.NotNil(t, good.Spec.SecretTemplate)
 	assert.Equal(t, "me", good.Spec.SecretTemplate.Labels["copy"])
 }
@@ -308,7 +309,7 @@ func TestR59_WithoutRightsToSeeRevisions(t *testing.T) {
 	k := keep(t, ns, rotation.IstiodConfig{Revisions: []string{"default", "1-30"}})
 	assert.Equal(t, []string{"istio-pilot." + ns + ".svc", "istiod-1-30." + ns + ".svc", "istiod-remote." + ns + ".svc", "istiod." + ns + ".svc"},
 		awaitReady(t, k).DNSNames)
-	eventually(t, "missing rights are logged", func(context.Context) error {
+	patiently.Until(t, "missing rights are logged", func(context.Context) error {
 		for _, what := range []string{`list resource \"deployments\"`, `list resource \"mutatingwebhookconfigurations\"`} {
 			if !strings.Contains(strings.ReplaceAll(k.log.String(), `\\`, `\`), what) {
 				return fmt.Errorf("no word of %s", what)
@@ -320,7 +321,7 @@ func TestR59_WithoutRightsToSeeRevisions(t *testing.T) {
 	assert.False(t, k.Status().Watching)
 
 	// The next holder of the lease sees a Certificate with a revision that it does not know of.
-	eventually(t, "add a revision", func(ctx context.Context) error {
+	patiently.Until(t, "add a revision", func(ctx context.Context) error {
 		object, err := certificateOf(ctx, ns)
 		if err != nil {
 			return err
@@ -330,7 +331,7 @@ func TestR59_WithoutRightsToSeeRevisions(t *testing.T) {
 	})
 	k = keep(t, ns, rotation.IstiodConfig{})
 	want := []string{"istio-pilot." + ns + ".svc", "istiod-1-30." + ns + ".svc", "istiod-1-31." + ns + ".svc", "istiod-remote." + ns + ".svc", "istiod." + ns + ".svc"}
-	eventually(t, "names", func(context.Context) error {
+	patiently.Until(t, "names", func(context.Context) error {
 		if status := k.Status(); !assert.ElementsMatch(silent{}, want, status.DNSNames) {
 			return fmt.Errorf("names are %q", status.DNSNames)
 		}
@@ -340,7 +341,7 @@ func TestR59_WithoutRightsToSeeRevisions(t *testing.T) {
 	// Once it may look, it knows that there is no such revision.
 	allow(t, ns, rightsToRevisions)
 	want = []string{"istio-pilot." + ns + ".svc", "istiod-remote." + ns + ".svc", "istiod." + ns + ".svc"}
-	eventually(t, "names", func(context.Context) error {
+	patiently.Until(t, "names", func(context.Context) error {
 		if status := k.Status(); !assert.ElementsMatch(silent{}, want, status.DNSNames) {
 			return fmt.Errorf("names are %q", status.DNSNames)
 		}
@@ -354,7 +355,7 @@ func (k *keeper) told(t *testing.T) string {
 	select {
 	case event := <-k.events.Events:
 		return event
-	case <-time.After(deadline):
+	case <-time.After(patiently.Timeout):
 		require.Fail(t, "no Event was made")
 		return ""
 	}
@@ -369,7 +370,7 @@ func TestIstiodKeeperOutlivesOutages(t *testing.T) {
 	readOnly := strings.Replace(rights, "[list, watch, create, patch]", "[list, watch]", 1)
 	allow(t, ns, readOnly, rightsToRevisions)
 	k := keep(t, ns, rotation.IstiodConfig{})
-	eventually(t, "a refused write shows in the status", func(context.Context) error {
+	patiently.Until(t, "a refused write shows in the status", func(context.Context) error {
 		if trouble := k.Status().Trouble; trouble == nil || !strings.Contains(trouble.Error(), "apply Certificate "+ns+"/istiod-dynamic: ") {
 			return fmt.Errorf("trouble is %v", trouble)
 		}
@@ -393,7 +394,7 @@ func TestIstiodKeeperOutlivesOutages(t *testing.T) {
 	require.NoError(t, plane.APIServer().Stop())
 	require.NoError(t, plane.APIServer().Start(t.Context()))
 	k.follow("istio-ca-selfsigned")
-	eventually(t, "the other issuer", func(ctx context.Context) error {
+	patiently.Until(t, "the other issuer", func(ctx context.Context) error {
 		object, err := certificateOf(ctx, ns)
 		if err == nil && object.Spec.IssuerRef.Name != "istio-ca-selfsigned" {
 			err = fmt.Errorf("issuer is %s", object.Spec.IssuerRef.Name)
@@ -411,7 +412,7 @@ func TestIstiodWatchByName(t *testing.T) {
 	c, err := metadata.NewForConfig(config)
 	require.NoError(t, err)
 	certificates := c.Resource(certmanager.SchemeGroupVersion.WithResource("certificates")).Namespace(ns)
-	eventually(t, "its own Certificate can be listed", func(ctx context.Context) error {
+	patiently.Until(t, "its own Certificate can be listed", func(ctx context.Context) error {
 		_, err := certificates.List(ctx, metav1.ListOptions{FieldSelector: "metadata.name=istiod-dynamic"})
 		return err
 	})
@@ -435,7 +436,7 @@ func TestR59_RenewalIsReloaded(t *testing.T) {
 	require.NoError(t, err)
 	renew(t, namespace)
 	var after *x509.Certificate
-	eventually(t, "istiod serves the renewed certificate", func(ctx context.Context) error {
+	patiently.Until(t, "istiod serves the renewed certificate", func(ctx context.Context) error {
 		if after, err = handshake(ctx, istiod.xds(t), "istiod.istio-system.svc", oldRoot); err != nil {
 			return err
 		}
@@ -446,7 +447,7 @@ func TestR59_RenewalIsReloaded(t *testing.T) {
 	})
 	assert.NotEqual(t, before.PublicKey, after.PublicKey)
 	assert.Equal(t, before.DNSNames, after.DNSNames)
-	eventually(t, "the status follows", func(context.Context) error {
+	patiently.Until(t, "the status follows", func(context.Context) error {
 		if status := k.Status(); !status.Ready || status.NotAfter.Unix() != after.NotAfter.Unix() {
 			return errors.New(status.String())
 		}
@@ -457,7 +458,7 @@ func TestR59_RenewalIsReloaded(t *testing.T) {
 // renew has cert-manager renew istiod's certificate now, as cmctl renew does.
 func renew(t *testing.T, ns string) {
 	t.Helper()
-	eventually(t, "renew", func(ctx context.Context) error {
+	patiently.Until(t, "renew", func(ctx context.Context) error {
 		object, err := certificateOf(ctx, ns)
 		if err != nil {
 			return err
@@ -500,7 +501,7 @@ func startWorkload(t *testing.T, ca, xds string, roots []byte) *workload {
 	})
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, w.agent.Stop()) })
-	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	require.NoError(t, w.agent.WaitRotations(ctx, 0))
 	return w
@@ -519,17 +520,17 @@ func TestR59_AgentWithIstiodAndSignet(t *testing.T) {
 	t.Cleanup(signet.Stop)
 	w := startWorkload(t, signet.CSR(), istiod.xds(t), oldRoot)
 	var own *meshclient.Certificate
-	eventually(t, "the agent doesn't write all of its files", func(context.Context) (err error) { // the last of them a moment later
+	patiently.Until(t, "the agent doesn't write all of its files", func(context.Context) (err error) { // the last of them a moment later
 		own, err = w.agent.Certificate()
 		return err
 	})
 	assert.Equal(t, "spiffe://cluster.local/ns/"+w.ns+"/sa/app", own.Leaf.URIs[0].String())
-	eventually(t, "the certificate is counted", func(ctx context.Context) error {
+	patiently.Until(t, "the certificate is counted", func(ctx context.Context) error {
 		issued, err := signet.Metric(ctx, "signet_requests_total", map[string]string{"outcome": "issued"})
 		if err == nil && issued == 0 {
 			err = errors.New("none is")
 		}
 		return err
 	})
-	eventually(t, "no configuration from istiod", w.configured)
+	patiently.Until(t, "no configuration from istiod", w.configured)
 }

@@ -31,13 +31,11 @@ import (
 	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/rotation"
 	"github.com/signet-ca/signet/test/controlplane"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // namespace is istiod's. Istio's agent verifies istiod.istio-system.svc when it connects to localhost.
 const namespace = "istio-system"
-
-// deadline bounds every wait.
-const deadline = 3 * time.Minute
 
 var (
 	plane   *controlplane.Plane
@@ -45,37 +43,25 @@ var (
 	newRoot []byte // of the issuer istio-ca-2
 )
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) (code int) {
-	ctx := context.Background()
+func TestMain(m *testing.M) {
 	ctrllog.SetLogger(logr.Discard()) // or it asks for one
-	fail := func(err error) int {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
+	os.Exit(controlplane.Run(m, controlplane.Config{}, &plane, prepare))
+}
+
+// prepare makes Istio's definitions, the namespace and two CAs.
+func prepare(ctx context.Context) error {
 	crds, err := istioDefinitions(ctx)
 	if err != nil {
-		return fail(err)
+		return err
 	}
-	if plane, err = controlplane.Start(ctx, controlplane.Config{}); err != nil {
-		return fail(err)
-	}
-	defer func() {
-		if err := plane.Stop(); err != nil {
-			code = fail(err)
-		}
-	}()
 	if err := errors.Join(plane.Namespace(ctx, namespace), plane.Apply(ctx, crds)); err != nil {
-		return fail(err)
+		return err
 	}
 	if oldRoot, err = plane.BootstrapCA(ctx, namespace, "istio-ca", controlplane.CAOptions{Intermediate: true}); err != nil {
-		return fail(err)
+		return err
 	}
-	if newRoot, err = plane.BootstrapCA(ctx, namespace, "istio-ca-2", controlplane.CAOptions{Intermediate: true}); err != nil {
-		return fail(err)
-	}
-	return m.Run()
+	newRoot, err = plane.BootstrapCA(ctx, namespace, "istio-ca-2", controlplane.CAOptions{Intermediate: true})
+	return err
 }
 
 // istioDefinitions are the CustomResourceDefinitions of the Istio that the programs are built from.
@@ -85,28 +71,6 @@ func istioDefinitions(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("find module istio.io/istio: %w", err)
 	}
 	return os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), "manifests", "charts", "base", "files", "crd-all.gen.yaml"))
-}
-
-// eventually asks until look is satisfied, and fails with its last answer.
-func eventually(t *testing.T, what string, look func(ctx context.Context) error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), deadline)
-	defer cancel()
-	var last error
-	for {
-		err := look(ctx)
-		if err == nil {
-			return
-		}
-		if ctx.Err() == nil || last == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			require.NoError(t, last, what)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 // rights are all that the keeper of istiod's Certificate may do, with its namespace to be filled in.
@@ -210,7 +174,7 @@ func (k *keeper) start(t *testing.T) {
 			if err != nil {
 				t.Errorf("the keeper ended with %v", err)
 			}
-		case <-time.After(deadline):
+		case <-time.After(patiently.Timeout):
 			t.Error("the keeper does not end")
 		}
 	})

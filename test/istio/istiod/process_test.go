@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/process"
 )
 
@@ -76,7 +77,7 @@ func (d *discovery) logged(text string) (string, error) {
 // await waits for an address in the log.
 func (d *discovery) await(t *testing.T, text string) (address string) {
 	t.Helper()
-	eventually(t, "istiod does not say "+text, func(context.Context) (err error) {
+	patiently.Until(t, "istiod does not say "+text, func(context.Context) (err error) {
 		if d.proc.Ended() {
 			return d.proc.Exit()
 		}

@@ -24,6 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/signet-ca/signet/rotation"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/process"
 	"github.com/signet-ca/signet/test/replica"
 )
@@ -60,7 +61,7 @@ func createValidator(t *testing.T, istiod *discovery) {
 // awaitBundle waits until istiod has put roots into its webhook.
 func awaitBundle(t *testing.T, roots []byte) {
 	t.Helper()
-	eventually(t, "istiod's webhook does not have the roots", func(ctx context.Context) error {
+	patiently.Until(t, "istiod's webhook does not have the roots", func(ctx context.Context) error {
 		object := &admissionv1.ValidatingWebhookConfiguration{}
 		if err := plane.Client().Get(ctx, client.ObjectKey{Name: validator}, object); err != nil {
 			return err
@@ -163,7 +164,7 @@ func TestR54_R59_RolloverOfTheRoot(t *testing.T) {
 			t.Logf("the end of Signet's log:\n%s", process.Tail(signet.Process().Log(), 60))
 		}
 	})
-	eventually(t, "Signet's roots and certificate for istiod", func(ctx context.Context) error {
+	patiently.Until(t, "Signet's roots and certificate for istiod", func(ctx context.Context) error {
 		var roots corev1.ConfigMap
 		if err := plane.Client().Get(ctx, client.ObjectKey{Namespace: namespace, Name: "istio-ca-root-cert"}, &roots); err != nil {
 			return err
@@ -182,7 +183,7 @@ func TestR54_R59_RolloverOfTheRoot(t *testing.T) {
 	awaitBundle(t, oldRoot)
 	w := startWorkload(t, signet.CSR(), istiod.xds(t), oldRoot)
 	w.mountRoots(t, namespace)
-	eventually(t, "no configuration from istiod", w.configured)
+	patiently.Until(t, "no configuration from istiod", w.configured)
 	w.awaitCertificate(t, oldRoot, oldRoot)
 	before, err := handshake(t.Context(), istiod.xds(t), "istiod.istio-system.svc", oldRoot)
 	require.NoError(t, err)
@@ -197,7 +198,7 @@ func TestR54_R59_RolloverOfTheRoot(t *testing.T) {
 	})
 	w.awaitCertificate(t, both, oldRoot) // published, and not signed under
 	w.awaitCertificate(t, both, newRoot)
-	eventually(t, "istiod serves a certificate of the new issuer", func(ctx context.Context) error {
+	patiently.Until(t, "istiod serves a certificate of the new issuer", func(ctx context.Context) error {
 		_, err := handshake(ctx, istiod.xds(t), "istiod.istio-system.svc", newRoot)
 		return err
 	})
@@ -209,7 +210,7 @@ func TestR54_R59_RolloverOfTheRoot(t *testing.T) {
 	set(t, "signet-roots", "roots.pem", newRoot)
 	awaitBundle(t, newRoot)
 	w.awaitCertificate(t, newRoot, newRoot)
-	eventually(t, "no configuration from istiod", w.configured)
+	patiently.Until(t, "no configuration from istiod", w.configured)
 	probe.end(t)
 	_, err = handshake(t.Context(), istiod.xds(t), "istiod.istio-system.svc", oldRoot)
 	assert.Error(t, err, "nobody who knows the old root only can tell istiod")
@@ -228,7 +229,7 @@ func ready(cert *certmanager.Certificate) bool {
 // signers.
 func (w *workload) awaitCertificate(t *testing.T, roots, signers []byte) {
 	t.Helper()
-	eventually(t, "the agent's certificate", func(context.Context) error {
+	patiently.Until(t, "the agent's certificate", func(context.Context) error {
 		own, err := w.agent.Certificate()
 		if err != nil {
 			return err

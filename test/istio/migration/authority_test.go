@@ -30,6 +30,7 @@ import (
 	"istio.io/istio/security/pkg/server/ca/authenticate/kubeauth"
 
 	"github.com/signet-ca/signet/test/controlplane"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // years is how long certificates of authorities last here.
@@ -213,7 +214,7 @@ func pluggedInCA(dir string, from cacerts) (*ca.IstioCA, error) {
 // intermediate has cert-manager make an authority below an Issuer, and an Issuer that signs with it. Certificate, Secret
 // and Issuer have the same name. What is returned is the Secret's data.
 func intermediate(ctx context.Context, ns, name, below string) (map[string][]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, deadline)
+	ctx, cancel := context.WithTimeout(ctx, patiently.Timeout)
 	defer cancel()
 	certificate := &certmanager.Certificate{
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/process"
 )
 
@@ -106,7 +107,7 @@ func startIstioCSR(t *testing.T, binary string) string {
 			t.Logf("the end of istio-csr's log:\n%s", process.Tail(proc.Log(), 60))
 		}
 	})
-	eventually(t, "istio-csr is not ready", func(ctx context.Context) error {
+	patiently.Until(t, "istio-csr is not ready", func(ctx context.Context) error {
 		if proc.Ended() {
 			require.NoError(t, proc.Exit())
 		}

@@ -15,16 +15,12 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
-	"github.com/stretchr/testify/require"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 
 	istiolog "istio.io/istio/pkg/log"
 
 	"github.com/signet-ca/signet/test/controlplane"
 )
-
-// deadline bounds every wait.
-const deadline = 3 * time.Minute
 
 // The addresses that agents are told, as caAddress.
 const (
@@ -68,28 +64,6 @@ func run(m *testing.M) (code int) {
 	}
 	defer shared.stop()
 	return m.Run()
-}
-
-// eventually asks until look is satisfied, and fails with its last answer.
-func eventually(t *testing.T, what string, look func(ctx context.Context) error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), deadline)
-	defer cancel()
-	var last error
-	for {
-		err := look(ctx)
-		if err == nil {
-			return
-		}
-		if ctx.Err() == nil || last == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			require.NoError(t, last, what)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
 }
 
 // timeline logs what happened when.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // network is what DNS and Services are in a cluster: names that lead to what stands behind them now. It is a proxy that
@@ -102,7 +104,7 @@ func (n *network) close(l *link) {
 // serve connects one client with what stands behind the name that it asks for, until either leaves or the name leads
 // elsewhere. An error is one that the client can still be told.
 func (n *network) serve(conn net.Conn, l *link) error {
-	if err := conn.SetReadDeadline(time.Now().Add(deadline)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(patiently.Timeout)); err != nil {
 		return nil // it has left
 	}
 	reader := bufio.NewReader(conn)
@@ -137,7 +139,7 @@ func (n *network) dial(l *link, name string) (net.Conn, error) {
 		if address == "" {
 			return nil, fmt.Errorf("no such host: %s", name)
 		}
-		conn, err := net.DialTimeout("tcp", address, deadline)
+		conn, err := net.DialTimeout("tcp", address, patiently.Timeout)
 		if err != nil {
 			return nil, err
 		}

@@ -19,6 +19,7 @@ import (
 	"istio.io/istio/security/pkg/pki/ca"
 	"istio.io/istio/security/pkg/pki/ra"
 
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -72,7 +73,7 @@ func TestIstiodBecomesRegistrationAuthority(t *testing.T) {
 
 	// istiod's own certificate comes from Signet before istiod is restarted.
 	var serving tls.Certificate
-	eventually(t, "istiod's certificate", func(ctx context.Context) error {
+	patiently.Until(t, "istiod's certificate", func(ctx context.Context) error {
 		mounted := &corev1.Secret{}
 		err := plane.Client().Get(ctx, client.ObjectKey{Namespace: ns, Name: "istiod-tls"}, mounted)
 		if err == nil {
@@ -103,7 +104,7 @@ func TestIstiodBecomesRegistrationAuthority(t *testing.T) {
 	ended := []int{shop.pid(), cart.pid()}
 	assert.Equal(t, started, ended, "other processes")
 	noneFailed(t, line, shop, cart)
-	eventually(t, "two for each workload are counted", func(ctx context.Context) error {
+	patiently.Until(t, "two for each workload are counted", func(ctx context.Context) error {
 		issued, err := r.Metric(ctx, "signet_requests_total", map[string]string{"outcome": "issued"})
 		if err == nil && issued < 4 {
 			err = fmt.Errorf("%v are", issued)
@@ -123,7 +124,7 @@ func TestIstiodBecomesRegistrationAuthority(t *testing.T) {
 	elsewhere.point(istiodAddress, unfit.address)
 	long.name, long.net = "lost", elsewhere
 	lost := startWorkload(t, long)
-	eventually(t, "the workload trusts the mesh's root all the same", func(context.Context) error {
+	patiently.Until(t, "the workload trusts the mesh's root all the same", func(context.Context) error {
 		if _, err := lost.certificate(); err == nil || !strings.Contains(err.Error(), "leaf does not belong to the roots") {
 			return fmt.Errorf("reading its certificate says %v", err)
 		}

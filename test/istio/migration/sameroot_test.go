@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // reach has the names of a mesh's authorities lead to them: the old one's are its own yet.
@@ -139,7 +141,7 @@ func TestForgottenName(t *testing.T) {
 	assert.Zero(t, before.failed)
 	net.point(forgottenAddress, shared.replica.CSR())
 	line.say("%s leads to Signet, which has no such name", forgottenAddress)
-	eventually(t, "no renewal has failed", func(context.Context) error {
+	patiently.Until(t, "no renewal has failed", func(context.Context) error {
 		if now := w.tally(); now.failed == 0 || now.repeated == 0 {
 			return errors.New(now.String())
 		}

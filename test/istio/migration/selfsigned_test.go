@@ -22,6 +22,7 @@ import (
 	"github.com/signet-ca/signet/rotation"
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/replica"
 )
 
@@ -97,7 +98,7 @@ func TestFromSelfSigned(t *testing.T) {
 	publish(both)
 	for _, w := range []*workload{shop, cart} {
 		w.awaitRoots(t, both)
-		eventually(t, "both roots are mounted", func(context.Context) error {
+		patiently.Until(t, "both roots are mounted", func(context.Context) error {
 			if !bytes.Equal(both, w.mounted()) {
 				return errors.New("not yet")
 			}
@@ -130,7 +131,7 @@ func TestFromSelfSigned(t *testing.T) {
 	r := signetFor(t, config("signet-1", map[string]any{"disabled": false, "clusterTrustBundle": "off", "namespaceSelector": "mesh=" + ns}))
 	net.point(signetAddress, r.CSR())
 	quiet.Stop()
-	eventually(t, "Signet publishes", func(ctx context.Context) error {
+	patiently.Until(t, "Signet publishes", func(ctx context.Context) error {
 		object := &corev1.ConfigMap{}
 		if err := plane.Client().Get(ctx, client.ObjectKey{Namespace: cart.ns, Name: "istio-ca-root-cert"}, object); err != nil {
 			return err
@@ -144,7 +145,7 @@ func TestFromSelfSigned(t *testing.T) {
 
 	// The old root leaves: in its own time, or at once where the operator knows that nobody holds a certificate below it.
 	set(t, ns, "signet-roots", "roots.pem", newRoot)
-	eventually(t, "the old root retires", func(ctx context.Context) error {
+	patiently.Until(t, "the old root retires", func(ctx context.Context) error {
 		retiring, err := r.Metric(ctx, "signet_rollover_anchors", map[string]string{"phase": string(issuer.Retiring)})
 		if err == nil && retiring != 1 {
 			err = errors.New("not yet")
@@ -158,7 +159,7 @@ func TestFromSelfSigned(t *testing.T) {
 	for _, w := range []*workload{shop, cart} {
 		w.awaitSigner(t, signet)
 	}
-	eventually(t, "vouch that nobody needs the old root", func(ctx context.Context) error {
+	patiently.Until(t, "vouch that nobody needs the old root", func(ctx context.Context) error {
 		state := &corev1.ConfigMap{}
 		if err := plane.Client().Get(ctx, client.ObjectKey{Namespace: ns, Name: rotation.TrustConfigMap}, state); err != nil {
 			return err
@@ -168,7 +169,7 @@ func TestFromSelfSigned(t *testing.T) {
 	})
 	for _, w := range []*workload{shop, cart} {
 		w.awaitRoots(t, newRoot)
-		eventually(t, "only the new root is mounted", func(context.Context) error {
+		patiently.Until(t, "only the new root is mounted", func(context.Context) error {
 			if got := anchors(w.mounted()); !assert.ElementsMatch(silent{}, anchors(newRoot), got) {
 				return errors.New("not yet")
 			}

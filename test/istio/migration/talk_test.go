@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/assert"
 
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 )
 
 // conversation is two workloads that connect to each other all the time, both ways, each with the certificate that it has
@@ -91,7 +92,7 @@ func (c *conversation) awaitPairs(t *testing.T, x, y signer) {
 	t.Helper()
 	const more = 5
 	before := c.count(x, y)
-	eventually(t, fmt.Sprintf("no handshakes between certificates of %s and %s", x.name, y.name), func(context.Context) error {
+	patiently.Until(t, fmt.Sprintf("no handshakes between certificates of %s and %s", x.name, y.name), func(context.Context) error {
 		for pair, n := range c.count(x, y) {
 			if n < before[pair]+more {
 				return fmt.Errorf("%s: %d", pair, n-before[pair])
@@ -137,7 +138,7 @@ func handshake(ctx context.Context, from *workload, client *meshclient.Certifica
 	near, far := net.Pipe()
 	clientEnd := tls.Client(near, tlsconfig.MTLSClientConfig(clientSVID, clientTrusts, tlsconfig.AuthorizeID(to.id)))
 	serverEnd := tls.Server(far, tlsconfig.MTLSServerConfig(serverSVID, serverTrusts, tlsconfig.AuthorizeID(from.id)))
-	limit := time.Now().Add(deadline)
+	limit := time.Now().Add(patiently.Timeout)
 	if err := errors.Join(near.SetDeadline(limit), far.SetDeadline(limit)); err != nil {
 		return err
 	}

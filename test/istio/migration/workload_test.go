@@ -21,6 +21,7 @@ import (
 
 	"github.com/signet-ca/signet/test/controlplane"
 	"github.com/signet-ca/signet/test/meshclient"
+	"github.com/signet-ca/signet/test/patiently"
 	"github.com/signet-ca/signet/test/process"
 )
 
@@ -125,7 +126,7 @@ func (w *workload) newPod(t *testing.T) *meshclient.Agent {
 			t.Logf("the end of the log of %s:\n%s", name, process.Tail(agent.LogFile(), 40))
 		}
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	ctx, cancel := context.WithTimeout(t.Context(), patiently.Timeout)
 	defer cancel()
 	require.NoError(t, agent.WaitRotations(ctx, 0))
 	return agent
@@ -224,7 +225,7 @@ func awaitRenewals(t *testing.T, workloads ...*workload) {
 		before[n] = w.tally()
 	}
 	for n, w := range workloads {
-		eventually(t, w.name+" does not renew", func(context.Context) error {
+		patiently.Until(t, w.name+" does not renew", func(context.Context) error {
 			if now := w.tally(); now.certificates <= before[n].certificates {
 				return errors.New(now.String())
 			}
@@ -236,7 +237,7 @@ func awaitRenewals(t *testing.T, workloads ...*workload) {
 // awaitSigner waits until the workload holds a certificate of a signer, and returns it.
 func (w *workload) awaitSigner(t *testing.T, s signer) (held *meshclient.Certificate) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%s has no certificate of %s", w.name, s.name), func(context.Context) (err error) {
+	patiently.Until(t, fmt.Sprintf("%s has no certificate of %s", w.name, s.name), func(context.Context) (err error) {
 		if held, err = w.certificate(); err == nil && !s.signed(held.Leaf) {
 			err = fmt.Errorf("it is one of %q", held.Leaf.Issuer)
 		}
@@ -249,7 +250,7 @@ func (w *workload) awaitSigner(t *testing.T, s signer) (held *meshclient.Certifi
 func (w *workload) awaitRoots(t *testing.T, roots []byte) {
 	t.Helper()
 	want := anchors(roots)
-	eventually(t, w.name+" has other roots", func(context.Context) error {
+	patiently.Until(t, w.name+" has other roots", func(context.Context) error {
 		held, err := w.certificate()
 		if err == nil && !assert.ElementsMatch(silent{}, want, anchors(held.RootsPEM)) {
 			err = fmt.Errorf("it has %d roots, not the wanted %d", len(anchors(held.RootsPEM)), len(want))
