@@ -19,9 +19,10 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/signet-ca/signet/watches"
 )
 
 // follow puts the documents in force as they change, until ctx ends, and finds out whether there is a
@@ -119,7 +120,7 @@ type source struct {
 
 // reflect feeds a sink from a source until ctx ends. No objects are kept but what the sink keeps.
 func (t *distribution) reflect(ctx context.Context, from source, kind runtime.Object, to *sink) {
-	note := func(err error) {
+	note := func(ctx context.Context, err error) {
 		t.mu.Lock()
 		defer t.unlock()
 		if err == nil {
@@ -129,20 +130,9 @@ func (t *distribution) reflect(ctx context.Context, from source, kind runtime.Ob
 		}
 		t.notify()
 	}
-	cache.NewReflectorWithOptions(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			list, err := from.list(ctx, options)
-			note(err)
-			return list, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			stream, err := from.watch(ctx, options)
-			note(opened(stream, err))
-			return stream, err
-		},
-	}, kind, to, cache.ReflectorOptions{
+	cache.NewReflectorWithOptions(watches.ListWatch(from.list, from.watch, note), kind, to, cache.ReflectorOptions{
 		Name:    "distribution of trust documents: " + from.what,
-		Backoff: &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6, Cap: 5 * time.Second},
+		Backoff: watches.Backoff(),
 	}).RunWithContext(ctx)
 	t.mu.Lock()
 	defer t.unlock()

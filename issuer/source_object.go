@@ -16,6 +16,8 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/signet-ca/signet/watches"
 )
 
 // NewSecretSource is the source of the anchors in one key of a Secret in namespace. Signet needs to
@@ -90,7 +92,7 @@ func (o *objectText) watch(ctx context.Context, found func([]byte, error)) {
 		default:
 		}
 	}
-	outcome := func(err error) {
+	outcome := func(ctx context.Context, err error) {
 		if ctx.Err() != nil {
 			return
 		}
@@ -101,20 +103,17 @@ func (o *objectText) watch(ctx context.Context, found func([]byte, error)) {
 	}
 
 	byName := fields.OneTermEqualSelector(metav1.ObjectNameField, o.name).String()
-	informer := cache.NewSharedIndexInformerWithOptions(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+	informer := cache.NewSharedIndexInformerWithOptions(watches.ListWatch(
+		func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			opts.FieldSelector = byName
-			list, err := o.list(ctx, opts)
-			outcome(err)
-			return list, err
+			return o.list(ctx, opts)
 		},
-		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+		func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 			opts.FieldSelector = byName
-			stream, err := o.open(ctx, opts)
-			outcome(opened(stream, err))
-			return stream, err
+			return o.open(ctx, opts)
 		},
-	}, o.empty, cache.SharedIndexInformerOptions{ObjectDescription: o.String()})
+		outcome,
+	), o.empty, cache.SharedIndexInformerOptions{ObjectDescription: o.String()})
 	// These fail only once the informer runs, or when it is given several handlers.
 	_ = informer.SetTransform(o.strip)
 	_ = informer.SetWatchErrorHandlerWithContext(func(context.Context, *cache.Reflector, error) {}) // outcome has it

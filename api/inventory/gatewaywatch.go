@@ -3,9 +3,7 @@ package inventory
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -17,13 +15,13 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 
 	"github.com/signet-ca/signet/api"
+	"github.com/signet-ca/signet/watches"
 )
 
 // Sources of what is said of gateways, in the coverage of their lists.
@@ -295,7 +293,7 @@ func (f *follower) in(version string) dynamic.NamespaceableResourceInterface {
 func (f *follower) follow(ctx context.Context, version string) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	note := func(err error) {
+	note := func(ctx context.Context, err error) {
 		switch {
 		case ctx.Err() != nil:
 		case err == nil:
@@ -309,18 +307,14 @@ func (f *follower) follow(ctx context.Context, version string) {
 			}
 		}
 	}
-	reflector := toolscache.NewReflectorWithOptions(&toolscache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			list, err := f.in(version).List(ctx, options)
-			note(err)
-			return list, err
+	objects := f.in(version)
+	reflector := toolscache.NewReflectorWithOptions(watches.ListWatch(
+		func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			return objects.List(ctx, options)
 		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			events, err := f.in(version).Watch(ctx, options)
-			note(opened(events, err))
-			return events, err
-		},
-	}, &unstructured.Unstructured{}, f, toolscache.ReflectorOptions{Name: f.source})
+		objects.Watch,
+		note,
+	), &unstructured.Unstructured{}, f, toolscache.ReflectorOptions{Name: f.source})
 	var group sync.WaitGroup
 	group.Go(func() { reflector.RunWithContext(ctx) })
 	defer group.Wait()
@@ -345,19 +339,6 @@ func (f *follower) follow(ctx context.Context, version string) {
 			return
 		}
 	}
-}
-
-// neverOpened is the stream that client-go returns, with no error, where the API server hangs up or isn't reached in time.
-var neverOpened = reflect.TypeOf(watch.NewEmptyWatch())
-
-var errNeverOpened = errors.New("watch: the API server hung up, or wasn't reached in time")
-
-// opened is why a watch failed that returned stream and err, nil where it didn't.
-func opened(stream watch.Interface, err error) error {
-	if reflect.TypeOf(stream) == neverOpened {
-		return errNeverOpened
-	}
-	return err
 }
 
 // The following make it a [toolscache.ReflectorStore].

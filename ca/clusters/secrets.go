@@ -10,11 +10,9 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -22,11 +20,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/signet-ca/signet/watches"
 )
 
 // Label is what the Secrets have, with value true.
@@ -124,37 +123,21 @@ func newSecrets(secrets typedcorev1.SecretInterface, cfg Config, own []string, l
 // Start follows the Secrets until ctx ends.
 func (s *Secrets) Start(ctx context.Context) error {
 	only := func(options *metav1.ListOptions) { options.LabelSelector = Label + "=true" }
-	cache.NewReflectorWithOptions(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+	cache.NewReflectorWithOptions(watches.ListWatch(
+		func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			only(&options)
-			list, err := s.secrets.List(ctx, options)
-			s.note(ctx, err)
-			return list, err
+			return s.secrets.List(ctx, options)
 		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+		func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			only(&options)
-			events, err := s.secrets.Watch(ctx, options)
-			s.note(ctx, opened(events, err))
-			return events, err
+			return s.secrets.Watch(ctx, options)
 		},
-	}, &corev1.Secret{}, s.store(), cache.ReflectorOptions{
+		s.note,
+	), &corev1.Secret{}, s.store(), cache.ReflectorOptions{
 		Name:    "Secrets of remote clusters",
-		Backoff: &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6, Cap: 5 * time.Second},
+		Backoff: watches.Backoff(),
 	}).RunWithContext(ctx)
 	return nil
-}
-
-// neverOpened is the stream that client-go returns, with no error, where the API server hangs up or isn't reached in time.
-var neverOpened = reflect.TypeOf(watch.NewEmptyWatch())
-
-var errNeverOpened = errors.New("watch: the API server hung up, or wasn't reached in time")
-
-// opened is why a watch failed that returned stream and err, nil where it didn't.
-func opened(stream watch.Interface, err error) error {
-	if reflect.TypeOf(stream) == neverOpened {
-		return errNeverOpened
-	}
-	return err
 }
 
 // Changed has something whenever [Secrets.State] may say something new.

@@ -2,10 +2,8 @@ package presence
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"sync"
 	"time"
 
@@ -13,11 +11,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/signet-ca/signet/watches"
 )
 
 const (
@@ -71,23 +70,14 @@ func (s *stream) run(ctx context.Context, name string, log *slog.Logger) {
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (events watch.Interface, err error) {
 			asked := s.ask()
 			events, err = s.source.Watch(ctx, options)
-			failed := err
-			if reflect.TypeOf(events) == neverOpened {
-				failed = errNeverOpened
-			}
-			s.note(ctx, asked, failed, log)
+			s.note(ctx, asked, watches.Opened(events, err), log)
 			return events, err
 		},
 	}}, s.object, s, cache.ReflectorOptions{
 		Name:    name,
-		Backoff: &wait.Backoff{Duration: 250 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 6, Cap: 5 * time.Second},
+		Backoff: watches.Backoff(),
 	}).RunWithContext(ctx)
 }
-
-// client-go returns this stream, and no error, where the API server hangs up or isn't reached in time.
-var neverOpened = reflect.TypeOf(watch.NewEmptyWatch())
-
-var errNeverOpened = errors.New("watch: the API server hung up, or wasn't reached in time")
 
 // listWatch is listed, not streamed, at first.
 type listWatch struct{ cache.ListWatch }

@@ -13,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/signet-ca/signet/watches"
 )
 
 // An API server that hangs up on every watch is in the status, though client-go makes no error of it.
@@ -86,7 +88,7 @@ func TestASourceWhoseWatchNeverOpensIsTold(t *testing.T) {
 			}
 		}
 	}
-	assert.Eventually(t, until(func(err error) bool { return errors.Is(err, errNeverOpened) }), time.Minute, time.Millisecond)
+	assert.Eventually(t, until(func(err error) bool { return errors.Is(err, watches.ErrNeverOpened) }), time.Minute, time.Millisecond)
 	opens.Store(true)
-	assert.Eventually(t, until(func(err error) bool { return !errors.Is(err, errNeverOpened) }), time.Minute, time.Millisecond)
+	assert.Eventually(t, until(func(err error) bool { return !errors.Is(err, watches.ErrNeverOpened) }), time.Minute, time.Millisecond)
 }
