@@ -310,15 +310,27 @@ func (q *query) aside(column string) string {
 }
 
 // choose adds the conditions of f, judged at the Unix time at, of records up to the sequence snapshot.
-// The first text that has an index leads; the others are looked at in the rows it finds.
 func (q *query) choose(f Filter, at, snapshot int64) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	bounded := !f.At.IsZero()
-	if bounded {
+	if !f.At.IsZero() {
 		at = f.At.Unix()
 	}
+	if err := q.chooseTexts(f); err != nil {
+		return err
+	}
+	if !q.tail {
+		q.add(q.aside(`i.seq`)+` <= ?`, snapshot)
+	}
+	q.chooseTimes(f, at)
+	q.chooseNewest(f, at, snapshot)
+	return nil
+}
+
+// chooseTexts adds what the texts of a record must be. The first text that has an index leads; the others are looked at in
+// the rows it finds.
+func (q *query) chooseTexts(f Filter) error {
 	led := q.tail
 	lead := func(column string) string {
 		if led {
@@ -334,8 +346,8 @@ func (q *query) choose(f Filter, at, snapshot int64) error {
 		}
 		q.add(lead(`i.serial`)+` = ?`, serial)
 	}
-	if f.SAN != "" {
-		q.add(q.leadSAN(lead), f.SAN, f.SAN)
+	if f.SAN != "" { // that of the identity is in the record itself, others are in their table
+		q.add(lead(`i.seq`)+` IN (SELECT s.seq FROM issuance s WHERE s.identity = ? UNION ALL SELECT seq FROM san WHERE san = ?)`, f.SAN, f.SAN)
 	}
 	for _, equal := range []struct {
 		column, value string
@@ -362,8 +374,27 @@ func (q *query) choose(f Filter, at, snapshot int64) error {
 		// Among so many, or among the few rows that another index finds, the next row is never far.
 		q.add(q.aside(`i.namespace`)+` IN (`+marks(len(f.Namespaces))+`)`, anys(f.Namespaces)...)
 	}
-	if !q.tail {
-		q.add(q.aside(`i.seq`)+` <= ?`, snapshot)
+	return nil
+}
+
+// chooseTimes adds when the certificate may end and when it may have been recorded, as Unix seconds. 0 is no bound.
+func (q *query) chooseTimes(f Filter, at int64) {
+	// The last second of the validity is part of it (RFC 5280 §4.1.2.5).
+	least, most := int64(0), int64(0)
+	if !f.NotAfterFrom.IsZero() {
+		least = ceilUnix(f.NotAfterFrom)
+	}
+	if !f.NotAfterTo.IsZero() {
+		most = f.NotAfterTo.Unix()
+	}
+	if f.ExpiresWithin != 0 {
+		least, most = max(least, at), earlier(most, at+int64(f.ExpiresWithin/time.Second))
+	}
+	switch f.State {
+	case Live, Superseded:
+		least = max(least, at)
+	case Expired:
+		most = earlier(most, at-1)
 	}
 
 	since, until := int64(0), int64(0)
@@ -373,31 +404,10 @@ func (q *query) choose(f Filter, at, snapshot int64) error {
 	if !f.Until.IsZero() {
 		until = f.Until.Unix()
 	}
-	if bounded && (f.State != "" || f.Latest || f.ExpiresWithin != 0) && (until == 0 || at < until) {
-		until = at
+	if !f.At.IsZero() && (f.State != "" || f.Latest || f.ExpiresWithin != 0) {
+		until = earlier(until, at)
 	}
-	// The end of the validity, as Unix seconds; the last second is part of it (RFC 5280 §4.1.2.5).
-	least, most := int64(0), int64(0)
-	if !f.NotAfterFrom.IsZero() {
-		least = ceilUnix(f.NotAfterFrom)
-	}
-	if !f.NotAfterTo.IsZero() {
-		most = f.NotAfterTo.Unix()
-	}
-	if f.ExpiresWithin != 0 {
-		least = max(least, at)
-		if end := at + int64(f.ExpiresWithin/time.Second); most == 0 || end < most {
-			most = end
-		}
-	}
-	switch f.State {
-	case Live, Superseded:
-		least = max(least, at)
-	case Expired:
-		if most == 0 || at-1 < most {
-			most = at - 1
-		}
-	}
+
 	if least != 0 {
 		q.add(`i.not_after >= ?`, least)
 		since = max(since, least-q.longest) // nothing older can be valid for so long
@@ -415,23 +425,34 @@ func (q *query) choose(f Filter, at, snapshot int64) error {
 	if until != 0 {
 		q.add(recorded+` <= ?`, until)
 	}
+}
 
-	if f.State == Live || f.State == Superseded || f.Latest {
-		newer := `EXISTS (SELECT 1 FROM issuance n WHERE n.holding = i.holding AND (n.recorded_at, n.seq) > (i.recorded_at, i.seq) AND n.seq <= ?`
-		args := []any{snapshot}
-		if bounded {
-			newer += ` AND n.recorded_at <= ?`
-			args = append(args, at)
-		}
-		newer += `)`
-		if f.State == Superseded {
-			q.add(newer, args...)
-		}
-		if f.State == Live || f.Latest {
-			q.add(`NOT `+newer, args...)
-		}
+// earlier is the lower of two bounds, of which the first may be 0 for none.
+func earlier(bound, other int64) int64 {
+	if bound == 0 || other < bound {
+		return other
 	}
-	return nil
+	return bound
+}
+
+// chooseNewest adds whether there may be a newer record of the same holding, as far as it was known at that time.
+func (q *query) chooseNewest(f Filter, at, snapshot int64) {
+	if f.State != Live && f.State != Superseded && !f.Latest {
+		return
+	}
+	newer := `EXISTS (SELECT 1 FROM issuance n WHERE n.holding = i.holding AND (n.recorded_at, n.seq) > (i.recorded_at, i.seq) AND n.seq <= ?`
+	args := []any{snapshot}
+	if !f.At.IsZero() {
+		newer += ` AND n.recorded_at <= ?`
+		args = append(args, at)
+	}
+	newer += `)`
+	if f.State == Superseded {
+		q.add(newer, args...)
+	}
+	if f.State == Live || f.Latest {
+		q.add(`NOT `+newer, args...)
+	}
 }
 
 // marks are n placeholders.
@@ -444,12 +465,6 @@ func anys(list []string) []any {
 		values[n] = s
 	}
 	return values
-}
-
-// leadSAN finds the records with a name: that of the identity is in the record itself, others in their
-// table.
-func (q *query) leadSAN(lead func(string) string) string {
-	return lead(`i.seq`) + ` IN (SELECT s.seq FROM issuance s WHERE s.identity = ? UNION ALL SELECT seq FROM san WHERE san = ?)`
 }
 
 // check says what can't be asked.

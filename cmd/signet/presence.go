@@ -50,6 +50,3 @@ func newNodeProxies(cfg Config, exists *presence.Index, remotes *ca.Remotes) ca.
 		return nil
 	})
 }
-
-// describedBy is what readiness shows of the index. It doesn't count: sidecars are served without it.
-func describedBy(exists *presence.Index) shown { return shown{"cluster", exists.Describe} }
