@@ -586,17 +586,18 @@ func TestInFlight(t *testing.T) {
 
 // TestWorking: only half of the CPUs work for inspection.
 func TestWorking(t *testing.T) {
-	r := newRig(t, Config{InFlight: 400})
-	assert.Equal(t, max(1, runtime.GOMAXPROCS(0)/2), cap(r.working))
+	r := newRig(t, Config{InFlight: 1000})
+	require.Equal(t, max(1, runtime.GOMAXPROCS(0)/2), cap(r.working))
 	r.data.hold = make(chan struct{})
 	var group sync.WaitGroup
-	for range 10 {
+	asked := cap(r.working) + 9 // more than may work, however many CPUs there are
+	for range asked {
 		group.Go(func() {
 			_, err := r.ask(t.Context(), "GET", "/v1/services", "all")
 			assert.NoError(t, err)
 		})
 	}
-	require.Eventually(t, func() bool { return r.inFlight.used() == 10 && len(r.working) == cap(r.working) }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return r.inFlight.used() == asked && len(r.working) == cap(r.working) }, patience, time.Millisecond)
 	close(r.data.hold)
 	group.Wait()
 	require.Eventually(t, func() bool { return r.inFlight.used() == 0 && len(r.working) == 0 }, patience, time.Millisecond)

@@ -98,7 +98,7 @@ func (c *Certificates) authenticate(ctx context.Context, chain []*x509.Certifica
 	case err != nil:
 		return nil, kindReviewFailed.because("look up the client certificate of %s: %w", id, err)
 	case !known || to.Identity != id.String() || to.ServiceAccountUID == "":
-		return nil, kindCertificateUnknown.because("the ledger has no record of the client certificate of %s, serial %x", id, leaf.SerialNumber)
+		return nil, kindCertificateUnknown.because("the ledger has no record of the client certificate of %s, serial %s", id, issuer.Serial(leaf.SerialNumber))
 	case to.Impersonated:
 		return nil, kindCertificateHolder.because("the client certificate of %s is one that a node's proxy holds, which proves itself by its token", id)
 	case to.Cluster != c.cfg.clusterID():
@@ -172,7 +172,7 @@ func (c *Certificates) verify(chain []*x509.Certificate, now time.Time) error {
 		return kindCertificateUntrusted.because("verify the client certificate: %w", err)
 	}
 	if !slices.ContainsFunc(paths, func(path []*x509.Certificate) bool { return !slices.ContainsFunc(path, c.revoked) }) {
-		return kindCertificateRevoked.because("the client certificate, serial %x, or a CA above it is revoked", leaf.SerialNumber)
+		return kindCertificateRevoked.because("the client certificate, serial %s, or a CA above it is revoked", issuer.Serial(leaf.SerialNumber))
 	}
 	return nil
 }

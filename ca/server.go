@@ -14,7 +14,6 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"runtime/debug"
@@ -32,6 +31,7 @@ import (
 	"google.golang.org/grpc/peer"
 	istioca "istio.io/api/security/v1alpha1"
 
+	"github.com/signet-ca/signet/issuer"
 	"github.com/signet-ca/signet/signer"
 )
 
@@ -355,7 +355,7 @@ func (x *exchange) facts() []any {
 func (s *Server) issued(x *exchange) {
 	leaf := x.chain.Leaf
 	s.metrics.lifetime.Observe(x.chain.Lifetime().Seconds())
-	s.log.Info("certificate issued", append(x.facts(), "serial", fmt.Sprintf("%x", leaf.SerialNumber),
+	s.log.Info("certificate issued", append(x.facts(), "serial", issuer.Serial(leaf.SerialNumber),
 		"not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "lifetime_seconds", x.chain.Lifetime().Seconds(),
 		"request", x.chain.Request.Name)...)
 }

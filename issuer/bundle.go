@@ -28,10 +28,10 @@ func NewBundle(anchors ...*x509.Certificate) (Bundle, error) {
 	sums := make(map[*x509.Certificate][sha256.Size]byte)
 	for _, anchor := range anchors {
 		if !anchor.BasicConstraintsValid || !anchor.IsCA {
-			return Bundle{}, fmt.Errorf("certificate %q (serial %x) is not a CA certificate, so it can't be a trust anchor", anchor.Subject, anchor.SerialNumber)
+			return Bundle{}, fmt.Errorf("certificate %q (serial %s) is not a CA certificate, so it can't be a trust anchor", anchor.Subject, Serial(anchor.SerialNumber))
 		}
 		if anchor.KeyUsage != 0 && anchor.KeyUsage&x509.KeyUsageCertSign == 0 {
-			return Bundle{}, fmt.Errorf("certificate %q (serial %x) may not sign certificates, so it can't be a trust anchor", anchor.Subject, anchor.SerialNumber)
+			return Bundle{}, fmt.Errorf("certificate %q (serial %s) may not sign certificates, so it can't be a trust anchor", anchor.Subject, Serial(anchor.SerialNumber))
 		}
 		if b.Contains(anchor) {
 			continue

@@ -199,7 +199,7 @@ func encodeSPIFFE(bundle Bundle, number uint64, refresh time.Duration) ([]byte, 
 	for _, anchor := range bundle.Anchors() {
 		key, err := keyOf(anchor)
 		if err != nil {
-			return nil, fmt.Errorf("anchor %q (serial %x): %w", anchor.Subject, anchor.SerialNumber, err)
+			return nil, fmt.Errorf("anchor %q (serial %s): %w", anchor.Subject, Serial(anchor.SerialNumber), err)
 		}
 		wire.Keys = append(wire.Keys, key)
 	}

@@ -128,7 +128,7 @@ func TestR56_BundleIsJWKS(t *testing.T) {
 	odd, err := NewBundle(selfSign(t, key, "odd", nil))
 	require.NoError(t, err)
 	_, err = encodeSPIFFE(odd, 0, time.Minute)
-	assert.ErrorContains(t, err, `anchor "CN=odd" (serial 1): keys of curve P-224 have no place in a SPIFFE bundle`)
+	assert.ErrorContains(t, err, `anchor "CN=odd" (serial 01): keys of curve P-224 have no place in a SPIFFE bundle`)
 }
 
 func TestBundleEndpointAnswers(t *testing.T) {

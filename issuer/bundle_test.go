@@ -82,9 +82,9 @@ func TestR42_ParseBundleIsStrict(t *testing.T) {
 		{"second not DER", good + block("CERTIFICATE", nil, []byte{0x30, 0}), "parse certificate 2: "},
 		{"empty block", good + "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n", "parse certificate 2: "},
 		{"two in one block", block("CERTIFICATE", nil, slices.Concat(root.Raw, root.Raw)), "parse certificate 1: "},
-		{"leaf", good + toPEM(notCA), `certificate "CN=leaf" (serial 1) is not a CA certificate`},
+		{"leaf", good + toPEM(notCA), `certificate "CN=leaf" (serial 01) is not a CA certificate`},
 		{"no basicConstraints", toPEM(noConstraints), "is not a CA certificate"},
-		{"CA that may not sign", toPEM(mayNotSign), `certificate "CN=signs nothing" (serial 1) may not sign certificates`},
+		{"CA that may not sign", toPEM(mayNotSign), `certificate "CN=signs nothing" (serial 01) may not sign certificates`},
 		{"too large", good + strings.Repeat("\n", maxBundleBytes), "at most 262144 are allowed"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

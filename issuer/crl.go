@@ -156,10 +156,10 @@ func parseCRL(der []byte) (*x509.RevocationList, error) {
 	}
 	for _, entry := range list.RevokedCertificateEntries {
 		if err := noneCritical(entry.Extensions); err != nil { // RFC 5280 §5.3
-			return nil, fmt.Errorf("entry of serial %x: %w", entry.SerialNumber, err)
+			return nil, fmt.Errorf("entry of serial %s: %w", Serial(entry.SerialNumber), err)
 		}
 		if entry.ReasonCode == removeFromCRL {
-			return nil, fmt.Errorf("entry of serial %x: it is removed; that is for delta CRLs only", entry.SerialNumber)
+			return nil, fmt.Errorf("entry of serial %s: it is removed; that is for delta CRLs only", Serial(entry.SerialNumber))
 		}
 	}
 	return list, nil
@@ -260,7 +260,7 @@ func (s *CRLSet) covers(cas []*x509.Certificate, now time.Time) error {
 		if now.After(ca.NotAfter) || slices.ContainsFunc(s.lists, func(list crl) bool { return sameCA(list.ca, ca) }) {
 			continue
 		}
-		if name := fmt.Sprintf("%q (serial %x)", ca.Subject, ca.SerialNumber); !slices.Contains(missing, name) {
+		if name := fmt.Sprintf("%q (serial %s)", ca.Subject, Serial(ca.SerialNumber)); !slices.Contains(missing, name) {
 			missing = append(missing, name)
 		}
 	}

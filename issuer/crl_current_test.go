@@ -162,7 +162,7 @@ func TestR57_CRLsAreCompleteOrWithdrawn(t *testing.T) {
 		assert.Empty(t, crls.Current().PEM())
 		publishes(false)
 		assert.True(t, crls.Revoked(revoked))
-		assert.Contains(t, readiness(t, crls), `withdrawn, so proxies check nothing; read CRLs: file `+path+`: there is no CRL of "CN=second" (serial 1)`)
+		assert.Contains(t, readiness(t, crls), `withdrawn, so proxies check nothing; read CRLs: file `+path+`: there is no CRL of "CN=second" (serial 01)`)
 		assert.Contains(t, log.String(), "level=ERROR msg=\"CRLs withdrawn: proxies check no revocation until there are new ones\"")
 		assert.Zero(t, gauges(t, reg)["crl_covered"])
 		assert.Equal(t, 1.0, gauges(t, reg)["crl_revoked_certificates"])

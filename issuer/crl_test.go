@@ -202,10 +202,10 @@ func TestR57_ParseCRLsRefusesWhole(t *testing.T) {
 		{"too large", crlPEM(good) + strings.Repeat("\n", maxCRLBytes), nil, "at most 1048576 are allowed"},
 		{"wrong signature", crlPEM(changedByte), nil, `CRL 1, of "CN=root": not signed by that CA`},
 		{"signed by an imposter", crlPEM(imposter.crl(t, epoch, nil)), nil, `CRL 1, of "CN=root": not signed by that CA`},
-		{"foreign CA alone", crlPEM(other.crl(t, epoch, nil)), nil, `there is no CRL of "CN=root" (serial 1)`},
+		{"foreign CA alone", crlPEM(other.crl(t, epoch, nil)), nil, `there is no CRL of "CN=root" (serial 01)`},
 		{"intermediate missing", crlPEM(good), certs(root, below), `there is no CRL of "CN=below" (serial 64); proxies want one of every CA or none`},
-		{"anchor missing", crlPEM(good), certs(root, other), `there is no CRL of "CN=other" (serial 1)`},
-		{"second of the same name missing", crlPEM(good), certs(root, imposter), `there is no CRL of "CN=root" (serial 1)`},
+		{"anchor missing", crlPEM(good), certs(root, other), `there is no CRL of "CN=other" (serial 01)`},
+		{"second of the same name missing", crlPEM(good), certs(root, imposter), `there is no CRL of "CN=root" (serial 01)`},
 		{"two of one CA", crlPEM(good, at(0, time.Hour)), nil, "CRL 2, of \"CN=root\": it is the second one"},
 		{"no CA known", crlPEM(good), []*x509.Certificate{}, "there is no CRL of any CA of the mesh"},
 		{"CA may not sign CRLs", crlPEM(mayNot.rawCRL(t, epoch, func(*pkix.TBSCertificateList) {})), certs(mayNot), "that CA may not sign CRLs"},
@@ -227,11 +227,11 @@ func TestR57_ParseCRLsRefusesWhole(t *testing.T) {
 		})), nil, "its signature algorithm, ECDSA-SHA1, is not safe"},
 		{"indirect", crlPEM(entry(func(e *x509.RevocationListEntry) {
 			e.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 29}, Critical: true, Value: []byte{0x30, 0}}}
-		})), nil, "entry of serial 7: it is an indirect CRL"},
+		})), nil, "entry of serial 07: it is an indirect CRL"},
 		{"unknown critical extension of an entry", crlPEM(entry(func(e *x509.RevocationListEntry) {
 			e.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{0x30, 0}}}
-		})), nil, "entry of serial 7: it has an unknown critical extension"},
-		{"removed entry", crlPEM(entry(func(e *x509.RevocationListEntry) { e.ReasonCode = removeFromCRL })), nil, "entry of serial 7: it is removed"},
+		})), nil, "entry of serial 07: it has an unknown critical extension"},
+		{"removed entry", crlPEM(entry(func(e *x509.RevocationListEntry) { e.ReasonCode = removeFromCRL })), nil, "entry of serial 07: it is removed"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			cas := row.cas

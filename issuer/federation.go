@@ -198,7 +198,7 @@ func belongs(td spiffeid.TrustDomain, bundle Bundle) error {
 				continue
 			}
 			if id, err := spiffeid.FromURI(name); err != nil || !id.MemberOf(td) {
-				return fmt.Errorf("certificate %q (serial %x) is of %q, not of trust domain %s", anchor.Subject, anchor.SerialNumber, name, td)
+				return fmt.Errorf("certificate %q (serial %s) is of %q, not of trust domain %s", anchor.Subject, Serial(anchor.SerialNumber), name, td)
 			}
 		}
 	}

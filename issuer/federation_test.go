@@ -123,7 +123,7 @@ func TestParseSPIFFE(t *testing.T) {
 		"no base64":              {`{"keys":[{"use":"x509-svid","kty":"EC","x5c":["%"]}]}`, "not a SPIFFE bundle"},
 		"no certificate":         {`{"keys":[{"use":"x509-svid","kty":"EC","x5c":["AAAA"]}]}`, "parse certificate of key 1"},
 		"leaf":                   {jwks("", jwk(a), jwk(leaf)), "is not a CA certificate"},
-		"other trust domain":     {jwks("", jwk(a), jwk(rootOf(t, "evil", "spiffe://cluster.local"))), `certificate "CN=evil" (serial 1) is of "spiffe://cluster.local", not of trust domain other.example`},
+		"other trust domain":     {jwks("", jwk(a), jwk(rootOf(t, "evil", "spiffe://cluster.local"))), `certificate "CN=evil" (serial 01) is of "spiffe://cluster.local", not of trust domain other.example`},
 		"not even a SPIFFE ID":   {jwks("", jwk(rootOf(t, "evil", "spiffe://Other.example:1"))), "not of trust domain other.example"},
 		"too large certificates": {jwks("", jwk(many), jwk(more)), "at most 131072 are allowed"},
 	} {

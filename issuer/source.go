@@ -98,7 +98,7 @@ func unexpired(source string, bundle Bundle, now time.Time) Answer {
 		// RFC 5280 §4.1.2.5: the validity includes its last second. One that isn't valid yet is kept,
 		// because a new root is published before it is used.
 		if now.After(anchor.NotAfter) {
-			leftOut = append(leftOut, fmt.Sprintf("%s, serial %x, expired at %s", anchor.Subject, anchor.SerialNumber, anchor.NotAfter.UTC().Format(time.RFC3339)))
+			leftOut = append(leftOut, fmt.Sprintf("%s, serial %s, expired at %s", anchor.Subject, Serial(anchor.SerialNumber), anchor.NotAfter.UTC().Format(time.RFC3339)))
 			continue
 		}
 		kept = append(kept, anchor)

@@ -221,7 +221,7 @@ func TestSourceLeavesOutTheExpired(t *testing.T) {
 		require.NoError(t, answer.Err)
 		assert.Len(t, answer.Bundle.Anchors(), 2)
 		assert.False(t, answer.Bundle.Contains(gone))
-		assert.Equal(t, []string{"CN=gone, serial 1, expired at 1999-12-31T23:59:00Z"}, answer.LeftOut)
+		assert.Equal(t, []string{"CN=gone, serial 01, expired at 1999-12-31T23:59:00Z"}, answer.LeftOut)
 
 		time.Sleep(time.Until(began.Add(time.Minute))) // the last second belongs to it
 		assert.Empty(t, told.now())

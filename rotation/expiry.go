@@ -372,7 +372,7 @@ func ServingSubjects(s *Serving, about corev1.ObjectReference) func() []Subject 
 		}
 		leaf := current.Leaf
 		return []Subject{{
-			Kind: KindServing, Key: "serving", Text: fmt.Sprintf("%s serial %x", s.names, leaf.SerialNumber),
+			Kind: KindServing, Key: "serving", Text: fmt.Sprintf("%s serial %s", s.names, issuer.Serial(leaf.SerialNumber)),
 			NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, About: reference(about),
 		}}
 	}
@@ -408,7 +408,7 @@ func AnchorSubjects(store *issuer.Store, about corev1.ObjectReference) func() []
 // caSubject is a CA certificate with the given SHA-256 as it is watched.
 func caSubject(kind Kind, cert *x509.Certificate, sum [sha256.Size]byte, about *corev1.ObjectReference) Subject {
 	return Subject{
-		Kind: kind, Key: hex.EncodeToString(sum[:]), Text: fmt.Sprintf("%s serial %x", cert.Subject, cert.SerialNumber),
+		Kind: kind, Key: hex.EncodeToString(sum[:]), Text: fmt.Sprintf("%s serial %s", cert.Subject, issuer.Serial(cert.SerialNumber)),
 		NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, About: about,
 	}
 }

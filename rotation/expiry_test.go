@@ -707,7 +707,7 @@ func TestServingSubjects(t *testing.T) {
 		synctest.Wait()
 		leaf := r.certificate().Leaf
 		want := Subject{
-			Kind: KindServing, Key: "serving", Text: r.names.String() + " serial 1",
+			Kind: KindServing, Key: "serving", Text: r.names.String() + " serial 01",
 			NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, About: &about,
 		}
 		assert.Equal(t, []Subject{want}, source())
@@ -743,7 +743,7 @@ func TestAnchorSubjects(t *testing.T) {
 	for _, anchor := range bundle.Anchors() {
 		sum := sha256.Sum256(anchor.Raw)
 		want = append(want, Subject{
-			Kind: KindAnchor, Key: hex.EncodeToString(sum[:]), Text: "CN=root serial 1",
+			Kind: KindAnchor, Key: hex.EncodeToString(sum[:]), Text: "CN=root serial 01",
 			NotBefore: anchor.NotBefore, NotAfter: anchor.NotAfter, About: &about,
 		})
 	}
@@ -765,7 +765,7 @@ func TestIntermediates(t *testing.T) {
 		seen.Seen([]*x509.Certificate{parsedAgain, {Raw: []byte("a leaf")}})
 		sum := sha256.Sum256(old.middle.Raw)
 		want := Subject{
-			Kind: KindIntermediate, Key: hex.EncodeToString(sum[:]), Text: "CN=middle serial 1",
+			Kind: KindIntermediate, Key: hex.EncodeToString(sum[:]), Text: "CN=middle serial 01",
 			NotBefore: old.middle.NotBefore, NotAfter: old.middle.NotAfter, About: &about,
 		}
 		assert.Equal(t, []Subject{want}, seen.Subjects())

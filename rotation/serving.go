@@ -217,7 +217,7 @@ func (s *Serving) renew(ctx context.Context) time.Duration {
 		s.trouble.Store(nil)
 		s.notice.Tell()
 		s.metrics.renewals.WithLabelValues("ok").Inc()
-		s.log.Info("serving certificate obtained", "serial", fmt.Sprintf("%x", leaf.SerialNumber), "names", s.names.String(), "not_after", leaf.NotAfter)
+		s.log.Info("serving certificate obtained", "serial", issuer.Serial(leaf.SerialNumber), "names", s.names.String(), "not_after", leaf.NotAfter)
 		return renewIn(leaf.NotBefore, leaf.NotAfter, now)
 	}
 	if ctx.Err() != nil {

@@ -335,7 +335,7 @@ func (t *Trust) apply(object *corev1.ConfigMap) {
 	}
 	if current.Anchors.PEM() != anchors.PEM() {
 		for _, a := range rollover.Anchors {
-			t.log.Info("trust anchor in force", "subject", a.Certificate.Subject.String(), "serial", fmt.Sprintf("%x", a.Certificate.SerialNumber),
+			t.log.Info("trust anchor in force", "subject", a.Certificate.Subject.String(), "serial", issuer.Serial(a.Certificate.SerialNumber),
 				"sha256", a.ID(), "phase", a.Phase, "not_after", a.Certificate.NotAfter)
 		}
 	}

@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -27,6 +28,17 @@ type world struct {
 	accounts   map[string]*metav1.PartialObjectMetadata
 	namespaces map[string]*metav1.PartialObjectMetadata
 	leaves     []api.Certificate
+	order      *rand.Rand // in which a fresh start is told of them
+}
+
+// shuffled are the values of a map in an order that depends on nothing but random.
+func shuffled[K cmp.Ordered, V any](random *rand.Rand, of map[K]V) []V {
+	var all []V
+	for _, key := range slices.Sorted(maps.Keys(of)) {
+		all = append(all, of[key])
+	}
+	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all
 }
 
 // TestEventsEndWhereAFreshStartDoes: after any events, what is said is what an inventory says that is told only how
@@ -38,12 +50,12 @@ func TestEventsEndWhereAFreshStartDoes(t *testing.T) {
 			r := newRig(t)
 			w := world{
 				map[string]*corev1.Pod{}, map[string]*discoveryv1.EndpointSlice{}, map[string]*metav1.PartialObjectMetadata{},
-				map[string]*metav1.PartialObjectMetadata{}, map[string]*metav1.PartialObjectMetadata{}, nil,
+				map[string]*metav1.PartialObjectMetadata{}, map[string]*metav1.PartialObjectMetadata{}, nil, rand.New(rand.NewPCG(seed, 8)),
 			}
 			for range 12 {
 				for range 40 {
 					w.step(r, random)
-					for _, o := range w.services {
+					for _, o := range shuffled(w.order, w.services) {
 						r.get(o.Namespace, o.Name) // makes the views that must not be kept
 					}
 				}
@@ -162,20 +174,21 @@ func (w *world) compare(t *testing.T, r *rig) {
 	for _, c := range w.leaves {
 		fresh.Issued(c)
 	}
-	for _, s := range w.slices {
+	for _, s := range shuffled(w.order, w.slices) {
 		fresh.tell("endpointslices", s.DeepCopy())
 	}
-	for _, p := range w.pods {
+	for _, p := range shuffled(w.order, w.pods) {
 		fresh.tell("pods", p.DeepCopy())
 	}
-	for kind, objects := range map[string]map[string]*metav1.PartialObjectMetadata{"services": w.services, "serviceaccounts": w.accounts, "namespaces": w.namespaces} {
-		for _, o := range objects {
+	rest := map[string]map[string]*metav1.PartialObjectMetadata{"services": w.services, "serviceaccounts": w.accounts, "namespaces": w.namespaces}
+	for _, kind := range slices.Sorted(maps.Keys(rest)) {
+		for _, o := range shuffled(w.order, rest[kind]) {
 			fresh.tell(kind, o.DeepCopy())
 		}
 	}
 	require.Equal(t, fresh.all(api.ServiceQuery{}), r.all(api.ServiceQuery{}))
 	require.Equal(t, fresh.all(api.ServiceQuery{Problems: true}), r.all(api.ServiceQuery{Problems: true}))
-	for _, o := range w.services {
+	for _, o := range shuffled(w.order, w.services) {
 		require.Equal(t, fresh.get(o.Namespace, o.Name), r.get(o.Namespace, o.Name))
 	}
 	for _, standing := range []api.Standing{api.Live, api.Orphaned} {

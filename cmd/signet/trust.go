@@ -311,7 +311,7 @@ func leafOf(i ca.Issuance) rotation.Leaf {
 		ServiceAccount: i.Grant.ServiceAccount,
 		Holder:         holder,
 		PodName:        pod,
-		Serial:         fmt.Sprintf("%x", leaf.SerialNumber),
+		Serial:         issuer.Serial(leaf.SerialNumber),
 		SHA256:         sha256.Sum256(leaf.Raw),
 		NotBefore:      leaf.NotBefore,
 		NotAfter:       leaf.NotAfter,

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/signet-ca/signet/issuer"
 )
 
 // A row is what is known of one workload's certificate.
@@ -108,8 +110,8 @@ func render(layout []column, rows []row) (lines []string, width int) {
 	return lines, width
 }
 
-// serial is the serial number as Signet's log has it.
-func serial(leaf *x509.Certificate) string { return fmt.Sprintf("%x", leaf.SerialNumber) }
+// serial is the serial number as Signet and signetctl say it.
+func serial(leaf *x509.Certificate) string { return issuer.Serial(leaf.SerialNumber) }
 
 // names are all alternative names that the certificate has.
 func names(leaf *x509.Certificate) []string {

@@ -33,7 +33,7 @@ func testRows() []row {
 	many := leaf(255, "spiffe://td/b")
 	many.DNSNames, many.IPAddresses, many.EmailAddresses = []string{"b.svc"}, []net.IP{net.IPv4(10, 0, 0, 1)}, []string{"b@c"}
 	return []row{
-		{namespace: "shop", account: "cart", leaf: leaf(0x123456789abcdef0, "spiffe://td/a"), renewals: 12},
+		{namespace: "shop", account: "cart", leaf: leaf(0x23456789abcdef0, "spiffe://td/a"), renewals: 12},
 		{namespace: "b", account: "checkout", leaf: many, problem: "the certificate has expired"},
 		{namespace: "istio-ingress", account: "gateway"},
 	}
@@ -47,26 +47,26 @@ func TestTable(t *testing.T) {
 	}{
 		{"unbounded", 0, `
 NAMESPACE       SERVICE ACCOUNT   SANS                               SERIAL             NOT BEFORE             NOT AFTER              ISSUER        RENEWALS
-shop            cart              spiffe://td/a                      123456789abcdef0   2026-02-03T03:05:06Z   2026-02-03T03:06:06Z   CN=istio-ca   12
+shop            cart              spiffe://td/a                      023456789abcdef0   2026-02-03T03:05:06Z   2026-02-03T03:06:06Z   CN=istio-ca   12
 b               checkout          spiffe://td/b,b.svc,10.0.0.1,b@c   ff                 2026-02-03T03:05:06Z   2026-02-03T03:06:06Z   CN=istio-ca   0
 istio-ingress   gateway           -                                  -                  -                      -                      -             0
 b/checkout: the certificate has expired`},
 		{"fits exactly", 128, `
 NAMESPACE       SERVICE ACCOUNT   SANS                               SERIAL      NOT BEFORE   NOT AFTER   ISSUER        RENEWALS
-shop            cart              spiffe://td/a                      12345678…   03:05:06Z    03:06:06Z   CN=istio-ca   12
+shop            cart              spiffe://td/a                      02345678…   03:05:06Z    03:06:06Z   CN=istio-ca   12
 b               checkout          spiffe://td/b,b.svc,10.0.0.1,b@c   ff          03:05:06Z    03:06:06Z   CN=istio-ca   0
 istio-ingress   gateway           -                                  -           -            -           -             0
 b/checkout: the certificate has expired`},
 		{"without the issuer", 127, `
 NAMESPACE       SERVICE ACCOUNT   SANS                               SERIAL      NOT BEFORE   NOT AFTER   RENEWALS
-shop            cart              spiffe://td/a                      12345678…   03:05:06Z    03:06:06Z   12
+shop            cart              spiffe://td/a                      02345678…   03:05:06Z    03:06:06Z   12
 b               checkout          spiffe://td/b,b.svc,10.0.0.1,b@c   ff          03:05:06Z    03:06:06Z   0
 istio-ingress   gateway           -                                  -           -            -           0
 b/checkout: the certificate has expired
 (a terminal of 128 columns shows the rest)`},
 		{"the least, however narrow", 10, `
 NAMESPACE       SERVICE ACCOUNT   SERIAL      NOT BEFORE   NOT AFTER   RENEWALS
-shop            cart              12345678…   03:05:06Z    03:06:06Z   12
+shop            cart              02345678…   03:05:06Z    03:06:06Z   12
 b               checkout          ff          03:05:06Z    03:06:06Z   0
 istio-ingress   gateway           -           -            -           0
 b/checkout: the certificate has expired

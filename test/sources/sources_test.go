@@ -232,7 +232,7 @@ func TestObjectSources(t *testing.T) {
 			put(gone.pem + b.pem)
 			told.anchors(t, b)
 			require.Len(t, told.last.LeftOut, 1)
-			assert.Contains(t, told.last.LeftOut[0], "CN=gone, serial 1, expired at ")
+			assert.Contains(t, told.last.LeftOut[0], "CN=gone, serial 01, expired at ")
 			put(gone.pem)
 			told.fails(t, "all 1 have expired")
 
@@ -299,7 +299,7 @@ func TestCRLsOfObjects(t *testing.T) {
 			ready("1, of every CA in force")
 			first := crls.Current().PEM()
 			p.put(t, k.kind, "crl", map[string]string{key: newRoot(t, "foreign", time.Hour).crl(t, 7)})
-			ready(`there is no CRL of "CN=a" (serial 1)`)
+			ready(`there is no CRL of "CN=a" (serial 01)`)
 			assert.Equal(t, first, crls.Current().PEM())
 			_, replaced := crls.Watch()
 			p.put(t, k.kind, "crl", map[string]string{key: a.crl(t, 8)})
