@@ -202,9 +202,8 @@ func TestProof(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	alone(t)
 	kubeconfig(t, "{token: "+someToken+"}")
-	s := serve(t, http.NotFoundHandler())
-	s.Close()
-	got := run(t, s.flags("services")...)
+	s := serve(t, http.NotFoundHandler()) // for its CA; nobody is given port 1 by chance
+	got := run(t, "--server", "https://127.0.0.1:1", "--ca-file", s.caFile, "services")
 	assert.Equal(t, exitFailed, got.code)
 	assert.Contains(t, got.err, "connection refused")
 	assert.Contains(t, got.err, "hint: is Signet running")
@@ -214,7 +213,10 @@ func TestUnreachable(t *testing.T) {
 func TestTimeout(t *testing.T) {
 	alone(t)
 	kubeconfig(t, "{token: "+someToken+"}")
-	s := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+	s := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler) // an empty answer, however late, might still be taken
+	}))
 	got := run(t, s.flags("services", "--timeout", "100ms")...)
 	assert.Equal(t, exitFailed, got.code)
 	assert.Contains(t, got.err, "--timeout")

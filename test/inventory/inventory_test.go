@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -36,7 +37,7 @@ func pod(t *testing.T, namespace, name, account string, change ...func(*corev1.P
 	require.NoError(t, plane.Client().Create(t.Context(), p))
 	ips.Lock()
 	ips.n++
-	ip := "10.9." + string(rune('0'+ips.n/100%10)) + "." + string(rune('1'+ips.n/10%9)) + string(rune('0'+ips.n%10))
+	ip := fmt.Sprintf("10.9.%d.%d", ips.n/200, 10+ips.n%200)
 	ips.Unlock()
 	started := metav1.NewTime(time.Now().Add(-10 * time.Minute)) // too long ago to be young
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}, StartTime: &started}

@@ -3,6 +3,7 @@ package ledger
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,7 +39,7 @@ func shortages(t *testing.T) map[string]func(t *testing.T) shortage {
 	case err == nil:
 		require.NoError(t, syscall.Unmount(dir, 0))
 		ways["disk"] = smallDisk
-	case !errors.Is(err, syscall.EPERM):
+	case !errors.Is(err, fs.ErrPermission):
 		require.NoError(t, err)
 	}
 	return ways
