@@ -3,6 +3,7 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -50,12 +51,40 @@ type ResponseError struct {
 	RetryAfter time.Duration
 }
 
+// Bounds of what a [ResponseError] says of single values.
+const (
+	mostDetails     = 5
+	mostDetailRunes = 500
+)
+
+// Error is the detail with the status, and then what is wrong with which value, as far as the detail doesn't say so.
 func (e *ResponseError) Error() string {
-	text := fmt.Sprintf("%s (%d)", http.StatusText(e.Problem.Status), e.Problem.Status)
-	if e.Problem.Detail != "" {
-		text = e.Problem.Detail + " (" + strconv.Itoa(e.Problem.Status) + ")"
+	p := &e.Problem
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s (%d)", cmp.Or(p.Detail, http.StatusText(p.Status)), p.Status)
+	told := 0
+	for _, one := range p.Errors {
+		if one == nil || one.Message == "" {
+			continue
+		}
+		name := one.Location[strings.LastIndex(one.Location, ".")+1:]
+		if strings.Contains(p.Detail, one.Message) && strings.Contains(p.Detail, name) {
+			continue
+		}
+		if told++; told > mostDetails {
+			text.WriteString("; and more")
+			break
+		}
+		line := one.Message
+		if one.Location != "" {
+			line = one.Location + ": " + line
+		}
+		if runes := []rune(line); len(runes) > mostDetailRunes {
+			line = string(runes[:mostDetailRunes]) + "…"
+		}
+		text.WriteString("; " + line)
 	}
-	return text
+	return text.String()
 }
 
 // Is makes a 404 match ErrNotFound, and a refused continue ErrBadContinue.

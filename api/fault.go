@@ -63,7 +63,7 @@ func fromViews(ctx context.Context, err error, what string) *fault {
 		return newFault(http.StatusNotFound, what+" is not known")
 	case errors.Is(err, ErrBadContinue):
 		return newFault(http.StatusBadRequest, "continue is not valid here: it is damaged, too old, or belongs to other filters; start again without it").
-			at("query.continue", ErrBadContinue.Error(), nil)
+			at("query.continue", "not valid", nil)
 	case errors.Is(context.Cause(ctx), context.Canceled):
 		return newFault(statusClientLeft, "the caller left").because(err)
 	case errors.Is(err, context.DeadlineExceeded):

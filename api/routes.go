@@ -32,14 +32,16 @@ type WatchParams struct {
 	Resume string `query:"resume" maxLength:"256" doc:"That of the last line of an earlier watch with the same filters, which is gone on with."`
 }
 
-// CertificateParams are the filters of certificates.
+// CertificateParams are the filters of certificates. What could be no certificate's is refused, rather than answered with
+// none; what any answer holds can be asked for: a record's identity is whatever URI of that scheme the leaf has, and its
+// issuer's kind and group are those of the request.
 type CertificateParams struct {
 	Namespace           string  `query:"namespace" pattern:"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" maxLength:"63"`
-	Identity            string  `query:"identity" maxLength:"2048" doc:"SPIFFE ID."`
+	Identity            string  `query:"identity" maxLength:"2048" pattern:"^spiffe:" patternDescription:"a SPIFFE ID such as spiffe://cluster.local/ns/shop/sa/cart" doc:"SPIFFE ID."`
 	SAN                 string  `query:"san" maxLength:"2048" doc:"One of its names, such as URI:spiffe://…"`
-	Serial              string  `query:"serial" maxLength:"64" doc:"Serial number, lower-case hexadecimal."`
+	Serial              string  `query:"serial" maxLength:"191" pattern:"^[0-9A-Fa-f]+(:[0-9A-Fa-f]+)*$" patternDescription:"a serial number in hexadecimal, such as 5f3a99 or 5F:3A:99" doc:"Serial number, hexadecimal."`
 	Node                string  `query:"node" maxLength:"253"`
-	Issuer              string  `query:"issuer" maxLength:"512" doc:"kind.group/name"`
+	Issuer              string  `query:"issuer" maxLength:"512" pattern:"^[^/]+\\.[^/]+/.+$" patternDescription:"kind.group/name, such as Issuer.cert-manager.io/istio-ca" doc:"kind.group/name, as in answers."`
 	State               string  `query:"state" enum:"fresh,due,overdue,expired"`
 	Standing            string  `query:"standing" enum:"live,superseded,orphaned,ended,any" default:"live"`
 	RemainingRatioBelow float64 `query:"remainingRatioBelow" minimum:"0" maximum:"1" doc:"Less of its life than this is left."`
@@ -85,7 +87,7 @@ type issuancesInput struct {
 	Since     time.Time `query:"since" doc:"Not before this time, RFC 3339. A watch begins there, and now without it."`
 	Outcome   string    `query:"outcome" enum:"issued,refused"`
 	Namespace string    `query:"namespace" pattern:"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" maxLength:"63"`
-	Identity  string    `query:"identity" maxLength:"2048" doc:"SPIFFE ID."`
+	Identity  string    `query:"identity" maxLength:"2048" pattern:"^spiffe:" patternDescription:"a SPIFFE ID such as spiffe://cluster.local/ns/shop/sa/cart" doc:"SPIFFE ID."`
 }
 
 type expiringInput struct {
@@ -416,7 +418,7 @@ func (s *Server) getCertificate(ctx context.Context, in *certificateInput) (*out
 func (s *Server) getIdentity(ctx context.Context, in *identityInput) (*output[Identity], error) {
 	id, err := spiffeid.FromString(in.SPIFFEID)
 	if err != nil {
-		return nil, newFault(http.StatusUnprocessableEntity, "this is no SPIFFE ID: "+err.Error()).at("path.spiffe", "it must be percent-encoded, as in spiffe:%2F%2Fcluster.local%2Fns%2Fdefault%2Fsa%2Fweb", in.SPIFFEID)
+		return nil, newFault(http.StatusUnprocessableEntity, "this is no SPIFFE ID: "+err.Error()).at("path.spiffe", "it must be a SPIFFE ID, percent-encoded as in spiffe:%2F%2Fcluster.local%2Fns%2Fdefault%2Fsa%2Fweb", in.SPIFFEID)
 	}
 	namespace, _, _ := serviceAccountOf(id)
 	c := callOf(ctx)

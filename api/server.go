@@ -230,5 +230,5 @@ func (s *Server) Ready(time.Time) (string, error) {
 	if address == nil {
 		return "not listening yet", nil
 	}
-	return fmt.Sprintf("%s, %d requests, %d watches", address, s.inFlight.used(), s.watches.used()), nil
+	return fmt.Sprintf("%s, %d requests under way, %d watches open", address, s.inFlight.used(), s.watches.used()), nil
 }

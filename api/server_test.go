@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -99,6 +100,14 @@ func TestEveryErrorIsAProblem(t *testing.T) {
 		{"expires within", "GET", "/v1/certificates?expiresWithin=-1h", "all", 422, `query parameter "expiresWithin": it must be a length of time`},
 		{"since", "GET", "/v1/issuances?since=yesterday", "all", 422, "validation failed"},
 		{"outcome", "GET", "/v1/issuances?outcome=1", "all", 422, "validation failed"},
+		{"no SPIFFE ID", "GET", "/v1/certificates?identity=shop/cart", "all", 422, "validation failed"},
+		{"no SPIFFE ID of an issuance", "GET", "/v1/issuances?identity=cart", "all", 422, "validation failed"},
+		{"watch with no SPIFFE ID", "GET", "/v1/issuances?watch=true&identity=cart", "all", 422, "validation failed"},
+		{"no serial number", "GET", "/v1/certificates?serial=zz", "all", 422, "validation failed"},
+		{"serial number as Go writes it", "GET", "/v1/expiring?serial=0x5f", "all", 422, "validation failed"},
+		{"colons alone", "GET", "/v1/certificates?serial=:", "all", 422, "validation failed"},
+		{"an issuer's name", "GET", "/v1/expiring?issuer=istio-ca", "all", 422, "validation failed"},
+		{"watch with an issuer's kind and name", "GET", "/v1/certificates?watch=true&issuer=Issuer/istio-ca", "all", 422, "validation failed"},
 		{"sha256", "GET", "/v1/certificates/AB:CD", "all", 422, "validation failed"},
 		{"identity", "GET", "/v1/identities/web", "all", 422, "this is no SPIFFE ID"},
 		{"broken continue", "GET", "/v1/services?continue=%27%3BDROP", "all", 400, "start again without it"},
@@ -421,15 +430,69 @@ func TestQueriesReachTheViews(t *testing.T) {
 	assert.Equal(t, time.Hour, r.data.last().(CertificateQuery).ExpiresWithin)
 	assert.Equal(t, 100, r.data.last().(CertificateQuery).Limit)
 
-	_, err = ask.Issuances(t.Context(), IssuanceQuery{Since: at, Outcome: Refused, Namespace: "one", Identity: "i"})
+	_, err = ask.Issuances(t.Context(), IssuanceQuery{Since: at, Outcome: Refused, Namespace: "one", Identity: "spiffe://i"})
 	require.NoError(t, err)
 	issuances := r.data.last().(IssuanceQuery)
 	issuances.Visible = nil
-	assert.Equal(t, IssuanceQuery{Page: Page{Limit: 100}, Since: at, Outcome: Refused, Namespace: "one", Identity: "i"}, issuances)
+	assert.Equal(t, IssuanceQuery{Page: Page{Limit: 100}, Since: at, Outcome: Refused, Namespace: "one", Identity: "spiffe://i"}, issuances)
 
 	_, err = ask.Services(t.Context(), ServiceQuery{Namespace: "one", Problems: true})
 	require.NoError(t, err)
 	assert.True(t, r.data.last().(ServiceQuery).Problems)
+}
+
+// TestFilters: what answers hold can be asked for, whatever it is like, and what they can't hold is refused with the form
+// that it must have.
+func TestFilters(t *testing.T) {
+	r := newRig(t, Config{})
+	ask := r.client(t, "all")
+	for name, q := range map[string]CertificateQuery{
+		"none":                        {},
+		"an identity of no account":   {Identity: "spiffe://old.domain"},
+		"an identity that is no ID":   {Identity: "spiffe://Old_Domain/a%20b//c?d"},
+		"a URI without a host":        {Identity: "spiffe:x"},
+		"the serial number zero":      {Serial: "00"},
+		"a serial number with colons": {Serial: "5F:3a:99"},
+		"the longest serial number":   {Serial: strings.Repeat("ff:", 63) + "ff"},
+		"a cluster's issuer":          {Issuer: "ClusterIssuer.cert-manager.io/a.b-c"},
+		"another group's issuer":      {Issuer: "AWSPCAClusterIssuer.awspca.cert-manager.io/mesh"},
+		"a group of one word":         {Issuer: "Kind.group/odd/name with spaces"},
+	} {
+		_, err := ask.Certificates(t.Context(), q)
+		assert.NoError(t, err, name)
+		_, err = ask.Expiring(t.Context(), q)
+		assert.NoError(t, err, name)
+		_, err = ask.Issuances(t.Context(), IssuanceQuery{Identity: q.Identity})
+		assert.NoError(t, err, name)
+	}
+	for want, q := range map[string]CertificateQuery{
+		"query.identity: expected string to be a SPIFFE ID such as spiffe://cluster.local/ns/shop/sa/cart": {Identity: "cart"},
+		"query.serial: expected string to be a serial number in hexadecimal, such as 5f3a99 or 5F:3A:99":   {Serial: "0x5f"},
+		"query.issuer: expected string to be kind.group/name, such as Issuer.cert-manager.io/istio-ca":     {Issuer: "istio-ca"},
+		`query.state: expected value to be one of "fresh, due, overdue, expired"`:                          {State: "bogus"},
+		`query.standing: expected value to be one of "live, superseded, orphaned, ended, any"`:             {Standing: "bogus"},
+	} {
+		_, err := ask.Certificates(t.Context(), q)
+		assert.EqualError(t, err, "validation failed (422); "+want)
+	}
+}
+
+// TestResponseError: what is wrong is said once, and in bounds.
+func TestResponseError(t *testing.T) {
+	said := func(f *fault) string { return (&ResponseError{Problem: f.ProblemDetails}).Error() }
+	assert.Equal(t, "Conflict (409)", said(newFault(409, "")))
+	_, err := span("within", "soon")
+	assert.Equal(t, asFault(err).Detail+" (422)", said(asFault(err)))
+	f := fromViews(t.Context(), ErrBadContinue, "")
+	assert.Equal(t, f.Detail+" (400)", said(f))
+	assert.Equal(t, "a (422); body: b; c", said(newFault(422, "a").at("body", "b", nil).at("", "c", nil).at("empty", "", nil)))
+
+	f = newFault(422, "a")
+	for range 1000 {
+		f = f.at("query.x", strings.Repeat("ü", 10_000), nil)
+	}
+	assert.Less(t, len(said(f)), 6000)
+	assert.Contains(t, said(f), "…; and more")
 }
 
 func TestPaging(t *testing.T) {
@@ -601,6 +664,24 @@ func TestWorking(t *testing.T) {
 	close(r.data.hold)
 	group.Wait()
 	require.Eventually(t, func() bool { return r.inFlight.used() == 0 && len(r.working) == 0 }, patience, time.Millisecond)
+}
+
+// TestReadyText: what /readyz shows is what is under way now.
+func TestReadyText(t *testing.T) {
+	r := newRig(t, Config{})
+	say := func(want string) {
+		t.Helper()
+		text, err := r.Ready(time.Now())
+		require.NoError(t, err)
+		assert.Equal(t, want, text)
+	}
+	say("not listening yet")
+	var address net.Addr = &net.TCPAddr{IP: net.IPv4zero, Port: 8443}
+	r.address.Store(&address)
+	for range 2 {
+		require.True(t, r.inFlight.enter())
+	}
+	say("0.0.0.0:8443, 2 requests under way, 0 watches open")
 }
 
 // stuck is a reader that reads nothing until it is told to.

@@ -253,17 +253,17 @@ func (r *Registration) sign(ctx context.Context, request *certificatesv1.Certifi
 	caller := *trusted
 	caller.ServiceAccountUID = request.Spec.UID
 	x.caller = &caller
-	for _, usage := range request.Spec.Usages {
-		if !slices.Contains(signer.LeafUsages(), cmapi.KeyUsage(usage)) {
-			return kindCSRExtensions.saying("usage %q is not granted", usage)
-		}
-	}
 	csr, err := parseCSR(string(request.Spec.Request))
 	if err != nil {
 		return err
 	}
 	if x.grant, err = r.identity(csr.URIs); err != nil {
 		return err
+	}
+	for _, usage := range request.Spec.Usages {
+		if !slices.Contains(signer.LeafUsages(), cmapi.KeyUsage(usage)) {
+			return kindCSRExtensions.saying("usage %q is not granted", usage)
+		}
 	}
 	certSigner, _ := r.certSigner(request.Spec.SignerName)
 	if x.grant, err = r.server.rule(x.grant, certSigner, false); err != nil {

@@ -70,7 +70,7 @@ func (e *Endpoint) Start(ctx context.Context) error {
 	limited := netutil.LimitListener(limitPerAddress(listener, limits.ConnectionsPerAddress), limits.Connections)
 	go func() { served <- server.Serve(limited) }()
 	s.listener.Store(&listening)
-	s.log.Info("listening", "endpoint", "csr", "address", listening.String())
+	s.log.Info("listening", "endpoint", "ca", "address", listening.String())
 
 	select {
 	case err := <-served:
@@ -79,7 +79,7 @@ func (e *Endpoint) Start(ctx context.Context) error {
 	}
 	s.stopping.Store(true)
 	checks.Shutdown()
-	s.log.Info("stopping: not ready any more, still accepting", "for", s.cfg.ShutdownDelay)
+	s.log.Info("stopping: not ready any more, still accepting", "for_seconds", s.cfg.ShutdownDelay.Seconds())
 	select {
 	case <-time.After(s.cfg.ShutdownDelay):
 	case err := <-served:
@@ -87,7 +87,7 @@ func (e *Endpoint) Start(ctx context.Context) error {
 	}
 
 	drain := time.AfterFunc(s.cfg.DrainTimeout, func() {
-		s.log.Warn("requests are still under way, closing their connections", "after", s.cfg.DrainTimeout)
+		s.log.Warn("requests are still under way, closing their connections", "after_seconds", s.cfg.DrainTimeout.Seconds())
 		server.Stop()
 	})
 	server.GracefulStop()

@@ -12,7 +12,9 @@ package ca
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"net"
@@ -255,7 +257,7 @@ func (s *Server) issue(ctx context.Context, x *exchange, csr *x509.CertificateRe
 	}
 	defer release()
 
-	s.log.Debug("asking for a certificate", x.facts()...)
+	s.log.Debug("asking for a certificate", s.facts(x)...)
 
 	// 6. Sign. A caller that leaves now doesn't end it: the CertificateRequest exists, others may wait
 	// for the same one, and the slot is taken until the issuer is done with it.
@@ -336,16 +338,21 @@ func (s *Server) annotations(caller *Caller, grant Grant, address string) map[st
 	return a
 }
 
-// facts are what the log says of a request.
-func (x *exchange) facts() []any {
+// facts are what the log says of a request: for names the identity that was granted where it isn't the caller's own, and
+// cluster the caller's where that isn't ours, empty where it is in none or not known.
+func (s *Server) facts(x *exchange) []any {
 	facts := []any{"address", x.address, "agent", x.agent, "took_seconds", time.Since(x.began).Seconds()}
 	if x.tried != "" {
 		facts = append(facts, "tried", x.tried)
 	}
-	if x.caller != nil {
-		facts = append(facts, "caller", x.caller.ID.String(), "pod", x.caller.PodName, "node", x.caller.NodeName)
+	if x.caller == nil {
+		return facts
 	}
-	if x.grant.Impersonated {
+	facts = append(facts, "caller", x.caller.ID.String(), "pod", x.caller.PodName, "node", x.caller.NodeName)
+	if x.caller.Cluster != s.cfg.clusterID() {
+		facts = append(facts, "cluster", x.caller.Cluster)
+	}
+	if !x.grant.ID.IsZero() && x.grant.ID != x.caller.ID {
 		facts = append(facts, "for", x.grant.ID.String())
 	}
 	return facts
@@ -354,8 +361,9 @@ func (x *exchange) facts() []any {
 // issued counts and logs a certificate, delivered or not: nothing issued goes unseen.
 func (s *Server) issued(x *exchange) {
 	leaf := x.chain.Leaf
+	sum := sha256.Sum256(leaf.Raw)
 	s.metrics.lifetime.Observe(x.chain.Lifetime().Seconds())
-	s.log.Info("certificate issued", append(x.facts(), "serial", issuer.Serial(leaf.SerialNumber),
+	s.log.Info("certificate issued", append(s.facts(x), "serial", issuer.Serial(leaf.SerialNumber), "sha256", hex.EncodeToString(sum[:]),
 		"not_before", leaf.NotBefore, "not_after", leaf.NotAfter, "lifetime_seconds", x.chain.Lifetime().Seconds(),
 		"request", x.chain.Request.Name)...)
 }
@@ -397,7 +405,7 @@ func (s *Server) finish(x *exchange, err error) error {
 		text = "certificate not delivered"
 	}
 	//nolint:sloglint // the message is one of two constants
-	s.log.Log(context.Background(), level, text, append(x.facts(), "reason", r.reason, "code", r.code.String(),
+	s.log.Log(context.Background(), level, text, append(s.facts(x), "reason", r.reason, "code", r.code.String(),
 		"err", cut(r.cause.Error(), maxLogged), "unlogged_before", s.muted.Swap(0))...)
 	return r
 }

@@ -280,7 +280,7 @@ func (t *distribution) wholeness(s *sheet) {
 	s.whole = true
 	name, hash, carrying, took := s.name, hex.EncodeToString(s.hash[:]), s.count[placeCarrying], time.Since(s.since)
 	t.say(func() {
-		t.log.Info("trust document is carried everywhere", "object", name, "sha256", hash, "carrying", carrying, "took", took)
+		t.log.Info("trust document is carried everywhere", "object", name, "sha256", hash, "carrying", carrying, "took_seconds", took.Seconds())
 	})
 }
 

@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -510,6 +511,8 @@ func TestWholeness(t *testing.T) {
 	names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
 	for range 20 { // maps have no order
 		term := ruled(t, names...)
+		var log bytes.Buffer
+		term.log = slog.New(slog.NewTextHandler(&log, nil))
 		for _, name := range names[1:] {
 			term.shown(name, seen("one", 5))
 		}
@@ -523,6 +526,7 @@ func TestWholeness(t *testing.T) {
 			term.shown(name, seen("two", 6))
 		}
 		assert.True(t, whole())
+		assert.Regexp(t, `msg="trust document is carried everywhere" .* carrying=8 took_seconds=[0-9.e-]+\n$`, log.String())
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,6 +68,14 @@ func (r Ref) Reference() cmmeta.IssuerReference {
 
 // String is kind.group/name, for logs and messages.
 func (r Ref) String() string { return r.Kind + "." + r.Group + "/" + r.Name }
+
+// LogValue is String in the log, and none where r names no issuer.
+func (r Ref) LogValue() slog.Value {
+	if r.Name == "" {
+		return slog.StringValue("none")
+	}
+	return slog.StringValue(r.String())
+}
 
 // Snapshot is what is in force at one moment. It is immutable.
 type Snapshot struct {

@@ -45,6 +45,8 @@ func TestRef(t *testing.T) {
 	assert.Equal(t, Ref{Name: "mesh", Kind: "Issuer", Group: "cert-manager.io"}, ref)
 	assert.Equal(t, ref, ref.WithDefaults())
 	assert.Equal(t, "Issuer.cert-manager.io/mesh", ref.String())
+	assert.Equal(t, "Issuer.cert-manager.io/mesh", ref.LogValue().String())
+	assert.Equal(t, "none", Ref{}.LogValue().String())
 	assert.Equal(t, cmmeta.IssuerReference{Name: "mesh", Kind: "Issuer", Group: "cert-manager.io"}, ref.Reference())
 }
 

@@ -199,14 +199,14 @@ func (i *Issuers) decide(ctx context.Context, snapshot *issuer.Snapshot, running
 	i.issuers.Update(func(s *issuer.Snapshot) { s.Ref = ref })
 	i.switches.Inc()
 	if ref.Name == "" {
-		i.log.Warn("no issuer is configured: nothing can be signed", "before", snapshot.Ref.String())
+		i.log.Warn("no issuer is configured: nothing can be signed", "before", snapshot.Ref)
 		return
 	}
 	why := "it is wanted"
 	if len(candidates) > 0 && candidates[0].Ref != ref {
 		why = "wanted is " + candidates[0].Ref.String() + ": " + candidates[0].why()
 	}
-	i.log.Info("another issuer signs from now on", "issuer", ref.String(), "before", snapshot.Ref.String(), "why", why)
+	i.log.Info("another issuer signs from now on", "issuer", ref, "before", snapshot.Ref, "why", why)
 	i.event(ref, corev1.EventTypeNormal, "InForce", "signs for the mesh from now on: %s", why)
 }
 

@@ -278,6 +278,7 @@ type deciding struct {
 	store   *issuer.Store
 	events  *noted
 	metrics *prometheus.Registry
+	log     *lockedText
 	stop    func()
 }
 
@@ -286,7 +287,7 @@ const runtimeMap = "signet-issuer"
 // newDeciding has issuers of these names, all of them ready. The roots of those before the bar are trusted.
 func newDeciding(t *testing.T, static string, cfg IssuersConfig, firstUse bool, names string) *deciding {
 	t.Helper()
-	d := &deciding{t: t, objects: &cachedIssuers{ready: make(map[string]string)}, maps: newConfigMaps(), events: new(noted), store: issuer.NewStore(issuer.Ref{}), metrics: prometheus.NewPedanticRegistry()}
+	d := &deciding{t: t, objects: &cachedIssuers{ready: make(map[string]string)}, maps: newConfigMaps(), events: new(noted), store: issuer.NewStore(issuer.Ref{}), metrics: prometheus.NewPedanticRegistry(), log: new(lockedText)}
 	health := issuer.NewHealth()
 	d.offices = &offices{memoryCA: newMemoryCA(t), health: health, cas: make(map[issuer.Ref]*memoryCA), began: time.Now()}
 	trusted, others, _ := strings.Cut(names, "|")
@@ -294,7 +295,7 @@ func newDeciding(t *testing.T, static string, cfg IssuersConfig, firstUse bool, 
 		d.offices.cas[refOf(name)], d.objects.ready[name] = newMemoryCA(t), ""
 	}
 	d.trust(strings.Fields(trusted)...)
-	log := slog.New(slog.DiscardHandler)
+	log := slog.New(slog.NewTextHandler(d.log, nil))
 	serving := NewServing(ServingConfig{}, "istio-system", d.offices, d.store, log, prometheus.NewPedanticRegistry())
 	var watched *issuer.Watched
 	if cfg.Runtime.Name != "" {
@@ -637,9 +638,11 @@ func TestIssuersWithoutAny(t *testing.T) {
 		d.maps.set(runtimeMap, map[string]string{"issuer-name": "a"})
 		pass(time.Millisecond)
 		d.is("a", "")
+		assert.Contains(t, d.log.String(), `msg="another issuer signs from now on" issuer=Issuer.cert-manager.io/a before=none`)
 		d.maps.set(runtimeMap, nil)
 		d.is("", "none is wanted any more")
 		assert.Equal(t, []string{"none is configured"}, d.Describe())
+		assert.Contains(t, d.log.String(), `msg="no issuer is configured: nothing can be signed" before=Issuer.cert-manager.io/a`)
 	})
 }
 

@@ -189,7 +189,7 @@ func (k *keeping) look(ctx context.Context) time.Duration {
 		level = slog.LevelError
 	}
 	pause := retryIn(k.failures, left)
-	k.log.Log(ctx, level, "istiod's Certificate not written", "err", err, "next_try", pause)
+	k.log.Log(ctx, level, "istiod's Certificate not written", "err", err, "next_try_seconds", pause.Seconds())
 	if k.failures == 1 {
 		k.event(corev1.EventTypeWarning, "ApplyFailed", err.Error())
 	}

@@ -39,7 +39,7 @@ type IstiodStatus struct {
 // String is a line for people.
 func (s IstiodStatus) String() string {
 	if !s.Watching {
-		return "watched by the replica that holds the lease"
+		return "not watched by this replica"
 	}
 	text := cmp.Or(s.Condition, "no condition yet")
 	if !s.NotAfter.IsZero() {

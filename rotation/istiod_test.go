@@ -200,7 +200,7 @@ func TestIstiodApplied(t *testing.T) {
 }
 
 func TestIstiodStatus(t *testing.T) {
-	assert.Equal(t, "watched by the replica that holds the lease", IstiodStatus{}.String())
+	assert.Equal(t, "not watched by this replica", IstiodStatus{}.String())
 	begins, ends := time.Unix(1700000000, 0), time.Unix(1700086400, 0)
 	c := istiodCertificate(func(c *cmapi.Certificate) {
 		c.Generation = 3

@@ -235,7 +235,7 @@ func (s *Serving) renew(ctx context.Context) time.Duration {
 		}
 	}
 	pause := retryIn(s.failures, left)
-	s.log.Log(ctx, level, "serving certificate not obtained", "err", err, "left", left, "next_try", pause)
+	s.log.Log(ctx, level, "serving certificate not obtained", "err", err, "left_seconds", left.Seconds(), "next_try_seconds", pause.Seconds())
 	return pause
 }
 

@@ -297,6 +297,7 @@ func TestServingBacksOffAndRecovers(t *testing.T) {
 		assert.Zero(t, r.values()["serving_certificate_overdue"])
 		assert.Equal(t, float64(len(pauses)), r.values()["serving_certificate_renewals_total failed"])
 		assert.Contains(t, r.log.String(), "level=WARN")
+		assert.Contains(t, r.log.String(), " left_seconds=28800 next_try_seconds=1\n")
 		assert.NotContains(t, r.log.String(), "level=ERROR")
 
 		pass(5 * time.Hour)

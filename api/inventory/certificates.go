@@ -29,13 +29,13 @@ type wanted struct {
 	api.CertificateQuery
 	serial string // its bytes
 	san    string // without its kind
-	none   bool   // no certificate can fit
+	none   bool   // no certificate can fit; the API has refused such a query
 }
 
 func newWanted(q api.CertificateQuery) wanted {
 	w := wanted{CertificateQuery: q, san: withoutKind(q.SAN)}
 	w.Standing = cmp.Or(q.Standing, api.Live)
-	serial, err := parseSerial(strings.ToLower(q.Serial))
+	serial, err := parseSerial(strings.ToLower(strings.ReplaceAll(q.Serial, ":", "")))
 	w.serial, w.none = strings.TrimLeft(serial, "\x00"), err != nil
 	return w
 }

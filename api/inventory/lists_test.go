@@ -328,6 +328,7 @@ func TestCertificatesFiltered(t *testing.T) {
 			"DNS name, kind":    {api.CertificateQuery{SAN: "DNS:web.example"}, func(m made) bool { return m.odd }},
 			"serial":            {api.CertificateQuery{Serial: all[17].Serial}, func(m made) bool { return m.Serial == all[17].Serial }},
 			"serial, short":     {api.CertificateQuery{Serial: strings.ToUpper(strings.TrimLeft(all[170].Serial, "0"))}, func(m made) bool { return m.Serial == all[170].Serial }},
+			"serial, colons":    {api.CertificateQuery{Serial: all[17].Serial[:2] + ":" + all[17].Serial[2:]}, func(m made) bool { return m.Serial == all[17].Serial }},
 			"no serial":         {api.CertificateQuery{Serial: "zz"}, func(made) bool { return false }},
 			"node":              {api.CertificateQuery{Node: "node-3"}, func(m made) bool { return m.Holder.Node == "node-3" }},
 			"issuer":            {api.CertificateQuery{Issuer: "Issuer.cert-manager.io/other"}, func(m made) bool { return m.Issuer == "Issuer.cert-manager.io/other" }},

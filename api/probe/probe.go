@@ -164,7 +164,7 @@ func (p *Prober) probe(ctx context.Context, caller string, q api.ProbeRequest, v
 		if caller == "" { // on schedule
 			level = slog.LevelDebug
 		}
-		p.log.Log(ctx, level, "probed", "caller", caller, "service", q.Namespace+"/"+q.Service, "verdict", probe.Verdict, "ports", len(probe.Results))
+		p.log.Log(ctx, level, "probed", "user", caller, "service", q.Namespace+"/"+q.Service, "verdict", probe.Verdict, "ports", len(probe.Results))
 		if p.tell != nil {
 			p.tell(probe, caller, time.Since(began))
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,28 +29,40 @@ const (
 // leased runs something that one replica of the cluster should do, while this one holds the lease. A
 // lost lease ends what runs, not the process: signing goes on, and the lease can be regained.
 type leased struct {
-	lock resourcelock.Interface
-	run  func(ctx context.Context) error
+	lock *watchedLock
+	run  func(ctx context.Context) error // set before Start
 	log  *slog.Logger
 }
 
 // processName tells this process from the other replicas, and from earlier ones of the same name.
 func processName(replica string) string { return replica + "_" + string(uuid.NewUUID()) }
 
-func newLeased(config *rest.Config, namespace, replica string, run func(ctx context.Context) error, log *slog.Logger) (*leased, error) {
+func newLeased(config *rest.Config, namespace, replica string, log *slog.Logger) (*leased, error) {
 	leases, err := coordinationv1.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("make client for leases: %w", err)
 	}
 	return &leased{
-		lock: &resourcelock.LeaseLock{
+		lock: &watchedLock{Interface: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Namespace: namespace, Name: leaseName},
 			Client:     leases,
 			LockConfig: resourcelock.ResourceLockConfig{Identity: replica},
-		},
-		run: run,
+		}},
 		log: log,
 	}, nil
+}
+
+// instead says for people where to look for what only the holder of the lease knows: does, such as known to, and who
+// holds it, as far as that is known. Safe for concurrent use.
+func (l *leased) instead(does string) string {
+	switch holder := l.lock.holder(time.Now()); holder {
+	case "":
+		return does + " the replica that holds the lease"
+	case l.lock.Identity():
+		return "nothing is known yet"
+	default:
+		return does + " " + holder + ", which holds the lease"
+	}
 }
 
 // Start competes for the lease until ctx ends and what ran has stopped.
@@ -97,4 +110,53 @@ func (l *leased) term(ctx context.Context) error {
 	close(over)
 	running.Wait()
 	return nil
+}
+
+// watchedLock is a lock that remembers who was last seen to hold it.
+type watchedLock struct {
+	resourcelock.Interface
+	seen atomic.Pointer[holding] // nil before the first time
+}
+
+// holding is who held the lease at a time, "" for nobody.
+type holding struct {
+	holder string
+	at     time.Time
+}
+
+// holder is who holds the lease, "" for nobody. It isn't known where nothing was seen for as long as a lease lasts.
+func (l *watchedLock) holder(now time.Time) string {
+	seen := l.seen.Load()
+	if seen == nil || now.Sub(seen.at) >= leaseDuration {
+		return ""
+	}
+	return seen.holder
+}
+
+// see takes in what was read or written, where that went well.
+func (l *watchedLock) see(record *resourcelock.LeaderElectionRecord, err error) {
+	if err == nil {
+		l.seen.Store(&holding{record.HolderIdentity, time.Now()})
+	}
+}
+
+// Get implements [resourcelock.Interface].
+func (l *watchedLock) Get(ctx context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	record, raw, err := l.Interface.Get(ctx)
+	l.see(record, err)
+	return record, raw, err
+}
+
+// Create implements [resourcelock.Interface].
+func (l *watchedLock) Create(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	err := l.Interface.Create(ctx, record)
+	l.see(&record, err)
+	return err
+}
+
+// Update implements [resourcelock.Interface].
+func (l *watchedLock) Update(ctx context.Context, record resourcelock.LeaderElectionRecord) error {
+	err := l.Interface.Update(ctx, record)
+	l.see(&record, err)
+	return err
 }

@@ -41,7 +41,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	if err != nil {
 		return err
 	}
-	log.Info("starting", "version", version.Current().String(), "username", username, "namespace", cfg.Namespace, "issuer", cfg.Issuer.String(), "trust_domain", cfg.CA.TrustDomain.Name())
+	log.Info("starting", "version", version.Current().String(), "username", username, "namespace", cfg.Namespace, "issuer", cfg.Issuer, "trust_domain", cfg.CA.TrustDomain.Name())
 
 	registry := prometheus.NewRegistry()
 	ours := prometheus.WrapRegistererWithPrefix("signet_", registry)
@@ -69,8 +69,11 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 	}
 	// rotation: our own certificate, and what the mesh trusts.
 	serving := rotation.NewServing(cfg.Serving, cfg.Namespace, sign, issuers, log.With("room", "rotation"), ours)
-	replica := processName(cfg.Replica)
-	trusting, err := newTrust(cfg, replica, config, mgr.GetCache(), serving, issuers, health, mgr.GetEventRecorder("signet"), log, ours)
+	leading, err := newLeased(config, cfg.Namespace, processName(cfg.Replica), log)
+	if err != nil {
+		return err
+	}
+	trusting, err := newTrust(cfg, leading, config, mgr.GetCache(), serving, issuers, health, mgr.GetEventRecorder("signet"), log, ours)
 	if err != nil {
 		return err
 	}
@@ -111,7 +114,7 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 
 	// What the holder of the lease does.
 	sweeper := signer.NewSweeper(sign, recorded.observed, log.With("room", "signer"))
-	leading, err := newLeased(config, cfg.Namespace, replica, func(ctx context.Context) error {
+	leading.run = func(ctx context.Context) error {
 		var group errgroup.Group
 		group.Go(func() error { return sweeper.Start(ctx) })
 		group.Go(func() error { return trusting.lead(ctx, log) })
@@ -119,9 +122,6 @@ func run(ctx context.Context, cfg Config, config *rest.Config, log *slog.Logger,
 			group.Go(func() error { return answers.registers.Start(ctx) })
 		}
 		return group.Wait()
-	}, log)
-	if err != nil {
-		return err
 	}
 
 	ready := &readiness{

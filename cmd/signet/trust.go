@@ -40,19 +40,20 @@ type trust struct {
 
 	issuers *issuer.Store
 	serving *rotation.Serving
+	leading *leased
 	roots   issuer.DistributionConfig
 	changed issuer.Notice // what documents returns
 }
 
-// newTrust builds it. Name is this replica's.
-func newTrust(cfg Config, name string, config *rest.Config, objects cache.Cache, serving *rotation.Serving, issuers *issuer.Store, health *issuer.Health, recorder events.EventRecorder, log *slog.Logger, reg prometheus.Registerer) (*trust, error) {
+// newTrust builds it, for a replica that competes for the lease as leading does.
+func newTrust(cfg Config, leading *leased, config *rest.Config, objects cache.Cache, serving *rotation.Serving, issuers *issuer.Store, health *issuer.Health, recorder events.EventRecorder, log *slog.Logger, reg prometheus.Registerer) (*trust, error) {
 	core, err := typedcorev1.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("make client for ConfigMaps: %w", err)
 	}
 	inRotation, inIssuer := log.With("room", "rotation"), log.With("room", "issuer")
 	configMaps := core.ConfigMaps(cfg.Namespace)
-	t := &trust{issuers: issuers, serving: serving, roots: cfg.Distribution}
+	t := &trust{issuers: issuers, serving: serving, leading: leading, roots: cfg.Distribution}
 
 	var runtime *issuer.Watched
 	if at := cfg.Issuers.Runtime; at.Name != "" {
@@ -74,7 +75,7 @@ func newTrust(cfg Config, name string, config *rest.Config, objects cache.Cache,
 	}
 	t.anchors = rotation.NewTrust(own, federated, firstUse, configMaps, issuers, inRotation, reg)
 	longest := cfg.CA.LongestLifetime() + cfg.CA.RequestTimeout.Or(0)
-	t.replicas = rotation.NewReplicas(name, configMaps, t.anchors, serving, health, longest, inRotation)
+	t.replicas = rotation.NewReplicas(leading.lock.Identity(), configMaps, t.anchors, serving, health, longest, inRotation)
 
 	about := corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: cfg.Namespace, Name: rotation.TrustConfigMap}
 	t.seen = &seen{leaves: rotation.NewLeaves(reg), intermediates: rotation.NewIntermediates(about)}
@@ -232,9 +233,18 @@ func (t *trust) shown() []shown {
 		shownBy("CRLs", t.crls.Ready),
 	}
 	if t.istiod != nil {
-		all = append(all, shown{"istiod", func(time.Time) []string { return []string{t.istiod.Status().String()} }})
+		all = append(all, shown{"istiod", t.watched})
 	}
 	return all
+}
+
+// watched says for people how istiod's certificate is; only the holder of the lease knows.
+func (t *trust) watched(time.Time) []string {
+	status := t.istiod.Status()
+	if !status.Watching {
+		return []string{t.leading.instead("watched by")}
+	}
+	return []string{status.String()}
 }
 
 // distributed says for people how far the anchors have come; only the holder of the lease knows.
@@ -243,8 +253,10 @@ func (t *trust) distributed(time.Time) []string {
 	switch {
 	case progress.Disabled:
 		return []string{"left to somebody else"}
+	case !progress.Known && progress.Trouble != "":
+		return []string{"nothing is known yet: " + progress.Trouble}
 	case !progress.Known:
-		return []string{"known to the replica that holds the lease"}
+		return []string{t.leading.instead("known to")}
 	}
 	var lines []string
 	for _, d := range progress.Documents {

@@ -191,11 +191,11 @@ func rootsOfCluster(ctx context.Context, core corev1client.CoreV1Interface, name
 	doing := fmt.Sprintf("read the mesh's roots from ConfigMap %s/%s", namespace, rootsConfigMap)
 	found, err := core.ConfigMaps(namespace).Get(ctx, rootsConfigMap, metav1.GetOptions{})
 	if err != nil {
-		err = explainKubernetes(err, doing, "get configmap "+rootsConfigMap+" in namespace "+namespace)
-		if f := explain(err); f.code == exitNotFound {
+		f := explainKubernetes(err, doing, "get configmap "+rootsConfigMap+" in namespace "+namespace)
+		if f.code == exitNotFound {
 			f.hint = "is Signet installed there, and in this cluster? --signet-namespace, --context; or name the roots with --ca-file"
 		}
-		return nil, err
+		return nil, f
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM([]byte(found.Data[rootsKey])) {

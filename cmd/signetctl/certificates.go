@@ -39,6 +39,7 @@ func certificateColumns(now time.Time) []column[api.Certificate] {
 		{title: "STATE", value: func(c *api.Certificate) string { return string(c.State) }},
 		{title: "STANDING", value: func(c *api.Certificate) string { return string(c.Standing) }},
 		{title: "SHA256", value: func(c *api.Certificate) string { return first(c.SHA256, 12) }},
+		{title: "WHOLE SHA256", wide: true, value: func(c *api.Certificate) string { return c.SHA256 }},
 		{title: "SERIAL", wide: true, value: func(c *api.Certificate) string { return c.Serial }},
 		{title: "SANS", wide: true, value: func(c *api.Certificate) string { return strings.Join(c.SANs, ",") }},
 		{title: "NODE", wide: true, value: func(c *api.Certificate) string { return c.Holder.Node }},
@@ -113,6 +114,9 @@ func parseLength(text string) (time.Duration, error) {
 	return d, nil
 }
 
+// anyStanding asks for certificates of every standing.
+const anyStanding = "any"
+
 // certificateFlags are the filters of certificates.
 type certificateFlags struct {
 	listFlags
@@ -159,16 +163,19 @@ func (p *program) certificates() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "certificates",
 		Short:   "List certificates that were issued",
-		Long:    "Lists certificates that were issued, the latest first: by default those that their holders use now.",
-		Example: p.examples("certificates -A --state overdue", "certificates -A --standing any --serial 5f:3a:99"),
+		Long:    "Lists certificates that were issued, the latest first: by default those that their holders use now, and with --serial those of every standing.",
+		Example: p.examples("certificates -A --state overdue", "certificates -A --serial 5f:3a:99"),
 		Aliases: []string{"certificate", "certs", "cert"},
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if flags.query.Serial != "" && flags.stands == "" {
+				flags.stands = anyStanding // a number from an older line of the log is that of one renewed since
+			}
 			return p.listCertificates(c.Context(), &flags, certificateKind, (*api.Client).Certificates)
 		},
 	}
 	flags.filters(c)
-	choice(c, c.Flags(), &flags.stands, "standing", "of this `standing`, live by default", api.Live, api.Superseded, api.Orphaned, api.Ended, "any")
+	choice(c, c.Flags(), &flags.stands, "standing", "of this `standing`, by default live, and any with --serial", api.Live, api.Superseded, api.Orphaned, api.Ended, anyStanding)
 	c.Flags().Var(&flags.within, "expires-within", "that end within this time, such as 90m, 36h or 7d")
 	flags.flags(c, pageSize, "a live one that was listed is overdue or has expired")
 	flags.watchFlag(c)

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"os"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	appsv1 "k8s.io/api/apps/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/yaml"
 
 	"github.com/signet-ca/signet/api"
@@ -52,6 +55,7 @@ func TestCommand(t *testing.T) {
 		{"describe pod x", exitUsage},
 		{"describe service", exitUsage},
 		{"describe service -A x", exitUsage},
+		{"describe certificate 012345678901", exitUsage},
 		{"probe", exitUsage},
 	} {
 		t.Run(row.args, func(t *testing.T) {
@@ -142,6 +146,8 @@ func TestAnswers(t *testing.T) {
 		assert.Empty(t, got.out)
 		assert.Regexp(t, `^error: because\\x1b\[2J of\\nthis \(\d+\)\nhint: .*`+row.hint, got.err)
 	}
+	elsewhere := serveAs(t, "signet.certs.svc", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, 500, "") }))
+	assert.Contains(t, run(t, elsewhere.flags("services", "--signet-namespace", "certs")...).err, ": kubectl logs -n certs -l app.kubernetes.io/name=signet --prefix")
 	s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusForbidden, "jane may not create probes.signet.dev in namespace shop; a Role or ClusterRole must grant it")
 	}))
@@ -155,6 +161,17 @@ func TestAnswers(t *testing.T) {
 	got = run(t, s.flags("services")...)
 	assert.Equal(t, exitFailed, got.code)
 	assert.Contains(t, got.err, "error: ask Signet: read answer of the inspection API")
+}
+
+// TestPodLabel: hints lead to the pods that the chart makes.
+func TestPodLabel(t *testing.T) {
+	text, err := os.ReadFile("../../deploy/kustomize/base/statefulset.yaml")
+	require.NoError(t, err)
+	var set appsv1.StatefulSet
+	require.NoError(t, yaml.Unmarshal(text, &set))
+	selector, err := labels.Parse(podLabel)
+	require.NoError(t, err)
+	assert.True(t, selector.Matches(labels.Set(set.Spec.Template.Labels)))
 }
 
 // TestProof: nothing is asked of a server that doesn't prove that it is Signet.
@@ -173,7 +190,7 @@ func TestProof(t *testing.T) {
 		hint string
 	}{
 		"another root":   {[]string{"--server", good.URL, "--ca-file", other.caFile}, "no certificate under the roots"},
-		"no root":        {[]string{"--server", good.URL}, "no certificate under the roots"},
+		"no root":        {[]string{"--server", good.URL, "--server-name", "signet.istio-system.svc", "--signet-namespace", "elsewhere"}, "kubectl get configmap istio-ca-root-cert -n elsewhere "},
 		"another name":   {named.flags(), "--server-name"},
 		"another Signet": {good.flags("--signet-namespace", "elsewhere"), "--server-name"},
 		"an own name":    {good.flags("--server-name", "signet.example.com"), "--server-name"},
@@ -203,10 +220,11 @@ func TestUnreachable(t *testing.T) {
 	alone(t)
 	kubeconfig(t, "{token: "+someToken+"}")
 	s := serve(t, http.NotFoundHandler()) // for its CA; nobody is given port 1 by chance
-	got := run(t, "--server", "https://127.0.0.1:1", "--ca-file", s.caFile, "services")
+	got := run(t, "--server", "https://127.0.0.1:1", "--ca-file", s.caFile, "--signet-namespace", "certs", "services")
 	assert.Equal(t, exitFailed, got.code)
 	assert.Contains(t, got.err, "connection refused")
 	assert.Contains(t, got.err, "hint: is Signet running")
+	assert.Contains(t, got.err, " kubectl get pods -n certs\n")
 	assert.NotContains(t, got.err, "/v1/services", "an address that nobody typed")
 }
 
@@ -301,15 +319,18 @@ func TestQueries(t *testing.T) {
 	for args, want := range map[string]string{
 		"services --problems":    "GET /v1/services namespace=shop&problems=true",
 		"gateways --problems -A": "GET /v1/gateways problems=true",
-		"certificates -A --identity i --san s --serial 5F:3a --node n --issuer x --state overdue --standing any --expires-within 2d --remaining-below 0.3": "GET /v1/certificates expiresWithin=48h0m0s&identity=i&issuer=x&node=n&remainingRatioBelow=0.3&san=s&serial=5f3a&standing=any&state=overdue",
-		"expiring":                "GET /v1/expiring namespace=shop&within=1h0m0s",
-		"expiring -A --within 90": "GET /v1/expiring within=1m30s",
+		"certificates -A --identity i --san s --serial 5F:3a --node n --issuer x --state overdue --standing ended --expires-within 2d --remaining-below 0.3": "GET /v1/certificates expiresWithin=48h0m0s&identity=i&issuer=x&node=n&remainingRatioBelow=0.3&san=s&serial=5f3a&standing=ended&state=overdue",
+		"certificates -A --serial 5f3a": "GET /v1/certificates serial=5f3a&standing=any",
+		"expiring -A --serial 5f3a":     "GET /v1/expiring serial=5f3a&within=1h0m0s",
+		"expiring":                      "GET /v1/expiring namespace=shop&within=1h0m0s",
+		"expiring -A --within 90":       "GET /v1/expiring within=1m30s",
 		"issuances -A --outcome refused --identity i --since 2026-01-31T12:00:00Z": "GET /v1/issuances identity=i&outcome=refused&since=2026-01-31T12%3A00%3A00Z",
 		"trust":                        "GET /v1/trust ",
 		"describe service cart":        "GET /v1/namespaces/shop/services/cart ",
 		"describe service -n pay cart": "GET /v1/namespaces/pay/services/cart ",
 		"describe service/pay/cart":    "GET /v1/namespaces/pay/services/cart ",
 		"describe certificate " + strings.ToUpper(digest): "GET /v1/certificates/" + digest + " ",
+		"describe issuance/" + digest:                     "GET /v1/certificates/" + digest + " ",
 		"describe identity spiffe://a/ns/b/sa/c":          "GET /v1/identities/spiffe:%2F%2Fa%2Fns%2Fb%2Fsa%2Fc ",
 		"describe identity/spiffe://a/ns/b/sa/c":          "GET /v1/identities/spiffe:%2F%2Fa%2Fns%2Fb%2Fsa%2Fc ",
 		"probe cart --port 80 --protocol tls":             "POST /v1/probes ",

@@ -162,7 +162,7 @@ func (t *readerTokens) explain(err error) error {
 	if t.chosen {
 		doing = fmt.Sprintf("ask for a token of service account %s/%s", t.namespace, t.name)
 	}
-	f := explain(explainKubernetes(err, doing, fmt.Sprintf("create serviceaccounts/token %s in namespace %s", t.name, t.namespace)))
+	f := explainKubernetes(err, doing, fmt.Sprintf("create serviceaccounts/token %s in namespace %s", t.name, t.namespace))
 	switch {
 	case apierrors.IsNotFound(err):
 		f.hint = fmt.Sprintf(`an administrator makes it, with the right to see what its users may see:

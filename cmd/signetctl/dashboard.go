@@ -61,7 +61,7 @@ func (p *program) showDashboard(ctx context.Context, port uint16, noBrowser bool
 	}
 	serving, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	guard := newGuard(listener.Addr().(*net.TCPAddr).Port, s.proxy(), func() { stop(errOpenedTwice) })
+	guard := newGuard(listener.Addr().(*net.TCPAddr).Port, p.proxy(s), func() { stop(errOpenedTwice) })
 	server := &http.Server{
 		Handler:           guard,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -132,7 +132,7 @@ func (s *session) hasPage(ctx context.Context) error {
 }
 
 // proxy passes requests on with who is asking. What a browser sends of itself stays here.
-func (s *session) proxy() http.Handler {
+func (p *program) proxy(s *session) http.Handler {
 	return &httputil.ReverseProxy{
 		Transport: s.http.Transport,
 		ErrorLog:  log.New(io.Discard, "", 0),
@@ -163,7 +163,7 @@ func (s *session) proxy() http.Handler {
 			if r.Context().Err() != nil {
 				return // nobody waits
 			}
-			refuse(w, http.StatusBadGateway, clean(explain(err).Error()))
+			refuse(w, http.StatusBadGateway, clean(p.explain(err).Error()))
 		},
 	}
 }

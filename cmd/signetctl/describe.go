@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"strconv"
@@ -17,8 +19,8 @@ func (p *program) describe() *cobra.Command {
 	return &cobra.Command{
 		Use:   "describe service|certificate|identity NAME",
 		Short: "Show one service, certificate or identity",
-		Long: `Shows all that is known of one thing: a service (NAME or NAMESPACE/NAME) with its pods, a certificate by its SHA-256,
-or an identity by its SPIFFE ID. KIND/NAME, as -o name prints it, will do as well.`,
+		Long: `Shows all that is known of one thing: a service (NAME or NAMESPACE/NAME) with its pods, a certificate by its
+whole SHA-256, or an identity by its SPIFFE ID. KIND/NAME, as -o name prints it, will do as well.`,
 		Example: p.examples("describe service cart -n shop", "describe identity spiffe://cluster.local/ns/shop/sa/cart", "describe certificate 3f0c… -o json"),
 		Args: func(_ *cobra.Command, args []string) error {
 			_, _, err := parseSubject(args)
@@ -63,7 +65,18 @@ func parseSubject(args []string) (subject, name string, err error) {
 	if name == "" {
 		return "", "", fmt.Errorf("a name is missing: describe %s NAME", subject)
 	}
+	if subject == "certificate" {
+		name = strings.ToLower(strings.ReplaceAll(name, ":", "")) // as other programs show it
+		if !isSHA256(name) {
+			return "", "", fmt.Errorf("certificate %q: a certificate is named by its whole SHA-256, 64 hexadecimal digits; -o name and -o wide print it", name)
+		}
+	}
 	return subject, name, nil
+}
+
+func isSHA256(text string) bool {
+	sum, err := hex.DecodeString(text)
+	return err == nil && len(sum) == sha256.Size
 }
 
 func (p *program) describeOne(ctx context.Context, subject, name string) error {
@@ -77,9 +90,8 @@ func (p *program) describeOne(ctx context.Context, subject, name string) error {
 			return client.Service(ctx, namespace, short)
 		}, writeService)
 	case "certificate":
-		digest := strings.ToLower(strings.ReplaceAll(name, ":", ""))
-		return show(ctx, p, certificateKind.word, digest, func(ctx context.Context, client *api.Client) (*api.Certificate, error) {
-			return client.Certificate(ctx, digest)
+		return show(ctx, p, certificateKind.word, name, func(ctx context.Context, client *api.Client) (*api.Certificate, error) {
+			return client.Certificate(ctx, name)
 		}, writeCertificate)
 	}
 	return show(ctx, p, "identity", name, func(ctx context.Context, client *api.Client) (*api.Identity, error) {

@@ -39,7 +39,7 @@ func (p *program) fail(command *cobra.Command, err error) int {
 	if errors.Is(err, errAttention) {
 		return exitAttention
 	}
-	f := explain(err)
+	f := p.explain(err)
 	if f.code == exitUsage && f.hint == "" {
 		f.hint = command.CommandPath() + " --help"
 	}
@@ -51,12 +51,12 @@ func (p *program) fail(command *cobra.Command, err error) int {
 }
 
 // explain says what an error means and what helps.
-func explain(err error) *failure {
+func (p *program) explain(err error) *failure {
 	if already, ok := errors.AsType[*failure](err); ok {
 		return already
 	}
 	if response, ok := errors.AsType[*api.ResponseError](err); ok {
-		return explainResponse(response)
+		return p.explainResponse(response)
 	}
 	inner := err
 	if at, ok := errors.AsType[*url.Error](err); ok {
@@ -66,7 +66,7 @@ func explain(err error) *failure {
 	_, isProof := errors.AsType[*tls.CertificateVerificationError](err)
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		f.hint = "what answered has no certificate under the roots that were expected, so nothing was asked of it;\n" +
-			"with --server, --ca-file names the mesh's roots: kubectl get configmap istio-ca-root-cert -n istio-system -o jsonpath='{.data.root-cert\\.pem}'"
+			"with --server, --ca-file names the mesh's roots: kubectl get configmap " + rootsConfigMap + " -n " + p.where.namespace + " -o jsonpath='{.data.root-cert\\.pem}'"
 	} else if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		f.hint = "what answered has no certificate for that name, so nothing was asked of it; --server-name is the name that it must have"
 	} else if isProof {
@@ -76,13 +76,16 @@ func explain(err error) *failure {
 	} else if errors.Is(err, context.Canceled) {
 		f.err = errors.New("interrupted")
 	} else {
-		f.hint = "is Signet running, and does it listen for inspection on this port? kubectl get pods -n istio-system"
+		f.hint = "is Signet running, and does it listen for inspection on this port? kubectl get pods -n " + p.where.namespace
 	}
 	return f
 }
 
+// podLabel is what the chart puts on each pod of Signet, whatever the release and the Service are called.
+const podLabel = "app.kubernetes.io/name=signet"
+
 // explainResponse says what an answer of Signet means.
-func explainResponse(response *api.ResponseError) *failure {
+func (p *program) explainResponse(response *api.ResponseError) *failure {
 	f := &failure{code: exitFailed, err: response}
 	switch response.Problem.Status {
 	case http.StatusNotFound:
@@ -109,13 +112,13 @@ func explainResponse(response *api.ResponseError) *failure {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		f.hint = "ask again in a moment"
 	case http.StatusInternalServerError:
-		f.hint = "the log of Signet says why: kubectl logs -n istio-system service/signet"
+		f.hint = "the log of Signet says why: kubectl logs -n " + p.where.namespace + " -l " + podLabel + " --prefix --tail 200"
 	}
 	return f
 }
 
 // explainKubernetes says what an error of the API server means. Doing is what was tried, right what it needs.
-func explainKubernetes(err error, doing, right string) error {
+func explainKubernetes(err error, doing, right string) *failure {
 	f := &failure{code: exitFailed, err: fmt.Errorf("%s: %w", doing, err)}
 	switch {
 	case apierrors.IsForbidden(err):

@@ -55,11 +55,11 @@ func (f *forwarder) find(ctx context.Context) ([]place, error) {
 	doing := fmt.Sprintf("look for Signet's Service %s/%s", namespace, name)
 	service, err := f.core.Services(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		err = explainKubernetes(err, doing, fmt.Sprintf("get service %s in namespace %s", name, namespace))
-		if failed := explain(err); failed.code == exitNotFound {
+		failed := explainKubernetes(err, doing, fmt.Sprintf("get service %s in namespace %s", name, namespace))
+		if failed.code == exitNotFound {
 			failed.hint = "is Signet installed there, and in this cluster? --signet-namespace, --signet-service, --context; or --server URL"
 		}
-		return nil, err
+		return nil, failed
 	}
 	if len(service.Spec.Selector) == 0 {
 		return nil, &failure{code: exitFailed, err: fmt.Errorf("%s: it selects no pods", doing), hint: "say where Signet is with --server URL --ca-file FILE"}

@@ -15,13 +15,7 @@ import (
 var issuanceKind = kind[api.Issuance]{
 	word: "issuance", words: "issuances",
 	name: func(i *api.Issuance) string {
-		switch {
-		case i.Certificate != nil:
-			return i.Certificate.SHA256
-		case i.Refusal != nil:
-			return i.Refusal.Reason
-		}
-		return stamp(i.Time)
+		return pick(i, func(c *api.Certificate) string { return c.SHA256 }, nil) // a refusal is of nothing that has a name
 	},
 	key: func(*api.Issuance) string { return "" }, // none is ever removed
 	columns: func(time.Time) []column[api.Issuance] {
@@ -48,6 +42,9 @@ var issuanceKind = kind[api.Issuance]{
 						}
 						return fmt.Sprintf("%s (%s)", r.Reason, r.Code)
 					})
+			}},
+			{title: "WHOLE SHA256", wide: true, value: func(i *api.Issuance) string {
+				return pick(i, func(c *api.Certificate) string { return c.SHA256 }, nil)
 			}},
 			{title: "SERIAL", wide: true, value: func(i *api.Issuance) string {
 				return pick(i, func(c *api.Certificate) string { return c.Serial }, nil)

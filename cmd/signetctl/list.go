@@ -18,7 +18,8 @@ import (
 // kind is how items of a list are shown.
 type kind[T any] struct {
 	word, words string // service, services
-	// name is the item's, as -o name has it behind the word, and as describe takes it.
+	// name is the item's, as -o name has it behind the word, and as describe takes it, where it knows the word; empty for
+	// what has none, which -o name leaves out.
 	name func(*T) string
 	// key is what a watch says of an item that was removed.
 	key func(*T) string
@@ -136,7 +137,9 @@ func (p *program) bound(ctx context.Context) (context.Context, context.CancelFun
 func names[T any](out io.Writer, k kind[T], items []T) error {
 	var text strings.Builder
 	for i := range items {
-		fmt.Fprintf(&text, "%s/%s\n", k.word, clean(k.name(&items[i])))
+		if name := k.name(&items[i]); name != "" {
+			fmt.Fprintf(&text, "%s/%s\n", k.word, clean(name))
+		}
 	}
 	_, err := io.WriteString(out, text.String())
 	return err
@@ -230,7 +233,7 @@ func watch[T any](ctx context.Context, p *program, k kind[T], ask func(context.C
 		if fatal := w.judge(err, synced); fatal != nil {
 			return fatal
 		}
-		p.notice("the watch broke: %s; it goes on in %s", explain(err).Error(), pause)
+		p.notice("the watch broke: %s; it goes on in %s", p.explain(err).Error(), pause)
 		select {
 		case <-ctx.Done():
 			return nil

@@ -126,6 +126,15 @@ func TestR32_FormerTrustDomain(t *testing.T) {
 		leaf := issued(t, c, ask)
 		require.Len(t, leaf.URIs, 1)
 		assert.Equal(t, id.String(), leaf.URIs[0].String())
+		line, err := s.Issued(leaf.Raw)
+		require.NoError(t, err)
+		assert.Equal(t, caller.id.String(), line["caller"])
+		assert.NotContains(t, line, "cluster", "it is our own")
+		if id == caller.id {
+			assert.NotContains(t, line, "for")
+		} else {
+			assert.Equal(t, id.String(), line["for"])
+		}
 	}
 }
 

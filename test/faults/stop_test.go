@@ -76,7 +76,7 @@ func TestSecondSignal(t *testing.T) {
 	result := w.askBeside(t, dial(t, r, m.root.PEM()))
 	patiently.Holds(t, func() bool { return len(m.issuer.Seen(w.id.String())) == 1 }, "the request is with the issuer")
 	require.NoError(t, r.Process().Signal(syscall.SIGTERM))
-	logged(t, r, "stopping: not ready any more")
+	logged(t, r, `"msg":"stopping: not ready any more, still accepting","room":"ca","for_seconds":300}`)
 	require.NoError(t, r.Process().Signal(syscall.SIGTERM))
 	assert.Equal(t, -1, r.Process().ExitCode(), "ended by the signal")
 	a := awaitAnswer(t, result)

@@ -47,6 +47,9 @@ func TestVerdicts(t *testing.T) {
 		found = r.probed(namespace, "web")
 	}
 	assert.Equal(t, api.ProbeGood, found.Verdict, "%+v", found.Results)
+	r.mu.Lock()
+	assert.Contains(t, r.logged.String(), "msg=probed user=test service="+namespace+"/web verdict=good ports=1\n")
+	r.mu.Unlock()
 	require.Len(t, found.Results, 1)
 	got := found.Results[0]
 	assert.Equal(t, []string{web.Name, string(web.UID), "node-a"}, []string{got.Pod, got.PodUID, got.Node})

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -70,6 +71,17 @@ type rig struct {
 	servers map[string]string
 	dialed  []string
 	told    []string
+	logged  strings.Builder // by the prober
+}
+
+// logOf writes what the prober logs, to the test's output and for the test to read.
+type logOf struct{ *rig }
+
+func (l logOf) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	l.logged.Write(line)
+	l.mu.Unlock()
+	return l.t.Output().Write(line)
 }
 
 func start(t *testing.T, account string, cfg probe.Config) *rig {
@@ -110,7 +122,7 @@ func start(t *testing.T, account string, cfg probe.Config) *rig {
 		Dial: r.dial,
 	}
 	cfg.TrustDomain = trustDomain
-	r.Prober, err = probe.New(cfg, r.sources, r.log, r.registry)
+	r.Prober, err = probe.New(cfg, r.sources, slog.New(slog.NewTextHandler(logOf{r}, nil)), r.registry)
 	require.NoError(t, err)
 
 	ctx, cancel := context.WithCancel(logr.NewContext(context.WithoutCancel(t.Context()), logr.FromSlogHandler(r.log.Handler())))

@@ -117,6 +117,16 @@ func annotationsFor(t *testing.T, namespace string, id spiffeid.ID) map[string]s
 	return nil
 }
 
+// logged is what the log says of a certificate.
+func logged(t *testing.T, leafPEM string) map[string]any {
+	t.Helper()
+	block, _ := pem.Decode([]byte(leafPEM))
+	require.NotNil(t, block)
+	facts, err := signet.Issued(block.Bytes)
+	require.NoError(t, err)
+	return facts
+}
+
 // holderOf is what the inspection API says of who holds a certificate.
 func holderOf(t *testing.T, leafPEM string) (holder struct{ Cluster, Pod, Node string }) {
 	t.Helper()

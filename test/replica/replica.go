@@ -9,6 +9,7 @@ package replica
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ type Config struct {
 	Env []string
 }
 
-// endpoints are the settings whose listen is an address; the first says csr of itself.
+// endpoints are the settings whose listen is an address.
 var endpoints = []string{"ca", "api", "metrics", "health"}
 
 // Replica is a running Signet. Safe for concurrent use.
@@ -255,7 +256,7 @@ func (r *Replica) await(ctx context.Context, offset int64, endpoints int, ready 
 }
 
 // CSR is the address of the gRPC endpoint.
-func (r *Replica) CSR() string { return r.address["csr"] }
+func (r *Replica) CSR() string { return r.address["ca"] }
 
 // MetricsURL is where the metrics are.
 func (r *Replica) MetricsURL() string { return "http://" + r.address["metrics"] + "/metrics" }
@@ -276,6 +277,22 @@ func (r *Replica) Process() *process.Process { return r.proc }
 func (r *Replica) Log() (string, error) {
 	text, err := os.ReadFile(r.proc.Log())
 	return string(text), err
+}
+
+// Issued are the facts that the log tells of a certificate, by its DER. They are there before the certificate is answered.
+func (r *Replica) Issued(leafDER []byte) (facts map[string]any, err error) {
+	log, err := r.Log()
+	if err != nil {
+		return nil, err
+	}
+	sum := fmt.Sprintf("%x", sha256.Sum256(leafDER))
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, sum) && json.Unmarshal([]byte(line), &facts) == nil && facts["msg"] == "certificate issued" && facts["sha256"] == sum {
+			return facts, nil
+		}
+		facts = nil
+	}
+	return nil, fmt.Errorf("the log has no line of certificate %s", sum)
 }
 
 // Readyz asks /readyz.

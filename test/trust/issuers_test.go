@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -330,6 +331,12 @@ func TestDeadLeader(t *testing.T) {
 	c := dial(t, second, m.roots[issuerA], m.roots[issuerB])
 	require.Equal(t, issuerA, m.issuedBy(t, w, c))
 	patiently.Holds(t, func() bool { return len(get(t, m.ns, replicasMap).Data) == 2 }, "both report")
+	patiently.Holds(t, func() bool {
+		var lease coordinationv1.Lease
+		require.NoError(t, plane.Client().Get(t.Context(), client.ObjectKey{Namespace: m.ns, Name: "signet"}, &lease))
+		return lease.Spec.HolderIdentity != nil &&
+			strings.Contains(readyz(t, first)+readyz(t, second), "[i] distribution: known to "+*lease.Spec.HolderIdentity+", which holds the lease\n")
+	}, "the one that doesn't hold the lease names the one that does")
 
 	m.pin(t, issuerA, issuerB)
 	m.want(t, issuerB)

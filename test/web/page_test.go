@@ -239,6 +239,7 @@ func TestCertificates(t *testing.T) {
 	find("Namespace", "shop", "11 certificates.")
 	find("SAN", markup, "1 certificate.")
 	find("Identity", "spiffe://cluster.local/ns/shop/sa/cart", "4 certificates.")
+	find("Identity", "shop/cart", "This can’t be looked for: identity: expected string to be a SPIFFE ID")
 	find("Node", "node-c", "3 certificates.")
 	find("Namespace", "SHOP!", "This can’t be looked for:")
 	b.goTo("about:blank")

@@ -377,6 +377,7 @@ func TestIstiodKeeperOutlivesOutages(t *testing.T) {
 		return nil
 	})
 	assert.Contains(t, k.told(t), "Warning ApplyFailed apply Certificate "+ns+"/istiod-dynamic: ")
+	assert.Regexp(t, `level=\S+ msg="istiod's Certificate not written" .* next_try_seconds=1\n`, k.log.String())
 	allow(t, ns, rights)
 	status := awaitReady(t, k)
 	assert.NoError(t, status.Trouble)

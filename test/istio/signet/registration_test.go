@@ -141,6 +141,10 @@ func (r *registration) signsForIstiod(t *testing.T) {
 			assert.InDelta(t, 2*time.Hour, leaf.NotAfter.Sub(leaf.NotBefore), float64(time.Minute))
 			last := certs[len(certs)-1]
 			assert.Equal(t, last.RawIssuer, last.RawSubject, "istiod looks for the root at the end")
+			line, err := r.Issued(leaf.Raw)
+			require.NoError(t, err)
+			assert.Equal(t, "spiffe://cluster.local/ns/"+namespace+"/sa/istiod", line["caller"])
+			assert.Equal(t, id.String(), line["for"])
 		})
 	}
 }
@@ -198,6 +202,11 @@ func (r *registration) refuses(t *testing.T) {
 			failed := await(t, row.client, request, func(r *certificatesv1.CertificateSigningRequest) bool { return failure(r) != "" })
 			assert.Contains(t, failure(failed), row.want)
 			assert.Empty(t, failed.Status.Certificate)
+			if row.usages != nil {
+				log, err := r.Log()
+				require.NoError(t, err)
+				assert.Contains(t, log, `"for":"`+id.String()+`","reason":"csr_extensions"`)
+			}
 		})
 	}
 	t.Run("not approved", func(t *testing.T) {
