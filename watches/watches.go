@@ -1,5 +1,5 @@
-// Package watches has what everything that follows objects of the API server has in common: it is told how each of its
-// requests ended, also where client-go doesn't say, and it waits for about as long before it asks again.
+// Package watches has what those share that follow objects of the API server by a reflector of their own: they are told how
+// each request ended, also where client-go doesn't say, and most of them wait for about as long before they ask again.
 package watches
 
 import (

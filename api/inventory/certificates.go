@@ -27,7 +27,7 @@ const (
 // wanted is a certificate query made ready.
 type wanted struct {
 	api.CertificateQuery
-	serial string // its bytes
+	serial string // its bytes, without leading zeros
 	san    string // without its kind
 	none   bool   // no certificate can fit; the API has refused such a query
 }
@@ -255,8 +255,11 @@ func (i *Inventory) ofRecords(ctx context.Context, w *wanted, now time.Time) (*a
 		return list, nil
 	}
 	rq := RecordQuery{
-		Namespace: w.Namespace, Identity: w.Identity, SAN: w.san, Serial: hex.EncodeToString([]byte(w.serial)), Node: w.Node, Issuer: w.Issuer,
+		Namespace: w.Namespace, Identity: w.Identity, SAN: w.san, Node: w.Node, Issuer: w.Issuer,
 		Namespaces: at.Namespaces, Continue: at.Continue,
+	}
+	if w.Serial != "" {
+		rq.Serial = cmp.Or(hex.EncodeToString([]byte(w.serial)), "00")
 	}
 	// What the records are asked for stays the same from page to page; the rest is sorted out below.
 	switch {

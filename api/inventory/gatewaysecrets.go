@@ -1,6 +1,7 @@
 package inventory
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -183,7 +184,7 @@ func factOf(text []byte) (*certificateFact, error) {
 		return nil, fmt.Errorf("the certificate in tls.crt of the Secret: %w", err)
 	}
 	sum := sha256.Sum256(c.Raw)
-	fact := &certificateFact{serial: hex.EncodeToString(c.SerialNumber.Bytes()), sha256: hex.EncodeToString(sum[:]), validity: validityOf(c.NotBefore, c.NotAfter)}
+	fact := &certificateFact{serial: cmp.Or(hex.EncodeToString(c.SerialNumber.Bytes()), "00"), sha256: hex.EncodeToString(sum[:]), validity: validityOf(c.NotBefore, c.NotAfter)}
 	for _, dns := range c.DNSNames {
 		fact.sans = append(fact.sans, dnsSAN+dns)
 	}

@@ -329,6 +329,7 @@ func TestCertificatesFiltered(t *testing.T) {
 			"serial":            {api.CertificateQuery{Serial: all[17].Serial}, func(m made) bool { return m.Serial == all[17].Serial }},
 			"serial, short":     {api.CertificateQuery{Serial: strings.ToUpper(strings.TrimLeft(all[170].Serial, "0"))}, func(m made) bool { return m.Serial == all[170].Serial }},
 			"serial, colons":    {api.CertificateQuery{Serial: all[17].Serial[:2] + ":" + all[17].Serial[2:]}, func(m made) bool { return m.Serial == all[17].Serial }},
+			"serial zero":       {api.CertificateQuery{Serial: "00"}, func(made) bool { return false }},
 			"no serial":         {api.CertificateQuery{Serial: "zz"}, func(made) bool { return false }},
 			"node":              {api.CertificateQuery{Node: "node-3"}, func(m made) bool { return m.Holder.Node == "node-3" }},
 			"issuer":            {api.CertificateQuery{Issuer: "Issuer.cert-manager.io/other"}, func(m made) bool { return m.Issuer == "Issuer.cert-manager.io/other" }},
@@ -366,6 +367,7 @@ func TestCertificatesFiltered(t *testing.T) {
 				assert.Subset(t, r.digests(q, r.Certificates), want, "%s, of the records, in pages of %d", name, limit)
 			}
 		}
+		assert.Empty(t, r.digests(api.CertificateQuery{Serial: "00", Standing: AnyStanding}, r.Certificates), "zero is a serial number, of none of them")
 		// The order of the ends.
 		page, err := r.Expiring(t.Context(), api.CertificateQuery{Visible: everything{}, Page: api.Page{Limit: 300}})
 		require.NoError(t, err)

@@ -37,8 +37,8 @@ type LatestQuery struct {
 
 // RecordQuery selects records. Zero values select all. The next page is asked for with the same query but for its limit.
 type RecordQuery struct {
-	// Namespace, Identity, Node, Issuer and Serial (lower-case hex of whole bytes, without leading zero bytes) are
-	// equal to the record's; refusals are asked for by the first two only.
+	// Namespace, Identity, Node, Issuer and Serial (lower-case hex of whole bytes, without leading zero bytes, 00 for zero)
+	// are equal to the record's; refusals are asked for by the first two only.
 	Namespace, Identity, Node, Issuer, Serial string
 	// SAN is one of the names, without its kind.
 	SAN string

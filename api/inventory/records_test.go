@@ -94,13 +94,12 @@ func (m *memory) Certificates(_ context.Context, q RecordQuery) (RecordPage, err
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.last = q
-	q.Serial = strings.TrimLeft(q.Serial, "0") // of a half byte
 	if err := m.begin("certificates"); err != nil {
 		return RecordPage{}, err
 	}
 	is := func(want, have string) bool { return want == "" || want == have }
 	items, next, err := page(m.issued, issuedAt, func(c api.Certificate) bool {
-		return is(q.Namespace, c.Namespace) && is(q.Identity, c.Identity) && is(q.Serial, strings.TrimLeft(c.Serial, "0")) && is(q.Node, c.Holder.Node) && is(q.Issuer, c.Issuer) &&
+		return is(q.Namespace, c.Namespace) && is(q.Identity, c.Identity) && (q.Serial == "" || strings.TrimLeft(q.Serial, "0") == strings.TrimLeft(c.Serial, "0")) && is(q.Node, c.Holder.Node) && is(q.Issuer, c.Issuer) &&
 			(q.SAN == "" || slices.ContainsFunc(c.SANs, func(san string) bool { return withoutKind(san) == q.SAN })) &&
 			(q.Namespaces == nil || slices.Contains(q.Namespaces, c.Namespace)) &&
 			!c.IssuedAt.Before(q.Since) && (q.EndsFrom.IsZero() || !c.NotAfter.Before(q.EndsFrom)) && (q.EndsTo.IsZero() || !c.NotAfter.After(q.EndsTo))
