@@ -17,6 +17,16 @@ import (
 	"github.com/signet-ca/signet/watches"
 )
 
+// hangsUpUntil opens watches once opens is set, and else returns what client-go does where the API server hangs up.
+func hangsUpUntil(opens *atomic.Bool) func(context.Context, metav1.ListOptions) (watch.Interface, error) {
+	return func(context.Context, metav1.ListOptions) (watch.Interface, error) {
+		if opens.Load() {
+			return watch.NewFake(), nil
+		}
+		return watch.NewEmptyWatch(), nil
+	}
+}
+
 // An API server that hangs up on every watch is in the status, though client-go makes no error of it.
 func TestAWatchThatNeverOpensIsTold(t *testing.T) {
 	term := ruled(t, "shop")
@@ -26,12 +36,7 @@ func TestAWatchThatNeverOpensIsTold(t *testing.T) {
 		list: func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 			return &metav1.PartialObjectMetadataList{ListMeta: metav1.ListMeta{ResourceVersion: "1"}}, nil
 		},
-		watch: func(context.Context, metav1.ListOptions) (watch.Interface, error) {
-			if opens.Load() {
-				return watch.NewFake(), nil
-			}
-			return watch.NewEmptyWatch(), nil
-		},
+		watch: hangsUpUntil(&opens),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -58,12 +63,7 @@ func TestASourceWhoseWatchNeverOpensIsTold(t *testing.T) {
 				ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "roots", ResourceVersion: "1"}, Data: map[string]string{"ca.crt": "anchors"},
 			}}}, nil
 		},
-		open: func(context.Context, metav1.ListOptions) (watch.Interface, error) {
-			if opens.Load() {
-				return watch.NewFake(), nil
-			}
-			return watch.NewEmptyWatch(), nil
-		},
+		open: hangsUpUntil(&opens),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
